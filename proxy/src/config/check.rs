@@ -1,0 +1,323 @@
+//! From what may be written to what is true: every value in its range, every combination possible.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use shared::config::{ConfigError, Problems, Span};
+
+use super::file::{self, CoordinatorKind, File, ProxyProtocol};
+use super::{AccessLog, Admin, Limits, Listener, Settings};
+
+mod service;
+
+/// More workers than this help nobody.
+const THREADS_MOST: usize = 256;
+/// hyper needs this much to read a head.
+const HEADER_BYTES_LEAST: u64 = 8 << 10;
+/// A head larger than this is an attack.
+const HEADER_BYTES_MOST: u64 = 1 << 20;
+/// A header map cannot hold more than 32768 names; far below that, no honest client sends more.
+const HEADERS_MOST: usize = 1000;
+
+/// Checks `file`, relative paths starting from the folder of `path`.
+pub(super) fn settings(
+    path: &Path,
+    file: File,
+    problems: Problems,
+) -> Result<Settings, ConfigError> {
+    let mut check = Check {
+        folder: problems.folder().to_owned(),
+        problems,
+        notes: Vec::new(),
+    };
+    let syncd_token = check.token("syncd_token_file", file.syncd_token_file.as_deref());
+    let settings = Settings {
+        path: path.to_owned(),
+        state_dir: check.state_dir(&file.state_dir),
+        threads: check.threads(file.threads),
+        drain_timeout: file.drain_timeout.0,
+        log: file.log,
+        access_log: file.access_log.map(|log| check.access_log(log)),
+        listeners: check.listeners(file.listener),
+        admin: check.admin(&file.admin),
+        services: service::services(&mut check, file.service, syncd_token.as_deref()),
+        syncd_token,
+        notes: Vec::new(),
+    };
+    check.coordinator(&file.coordinator);
+    check.admin_apart(&settings);
+    let notes = check.notes;
+    check.problems.finish(Settings { notes, ..settings })
+}
+
+struct Check {
+    folder: PathBuf,
+    problems: Problems,
+    notes: Vec<String>,
+}
+
+impl Check {
+    fn note(&mut self, key: &str, why: impl Display) {
+        self.problems.note(key, why);
+    }
+
+    fn not_built(&mut self, key: &str, what: impl Display) {
+        self.note(key, format!("{what} is not built yet in this version"));
+    }
+
+    fn path(&self, path: &Path) -> PathBuf {
+        self.folder.join(path)
+    }
+
+    /// A span that must not be nothing.
+    fn span(&mut self, key: &str, span: Span) -> Duration {
+        if span.0.is_zero() {
+            self.note(key, "must be longer than nothing");
+        }
+        span.0
+    }
+
+    fn at_least_one<N: PartialEq + From<u8>>(&mut self, key: &str, number: N) -> N {
+        if number == N::from(0) {
+            self.note(key, "must be at least 1");
+        }
+        number
+    }
+
+    fn share(&mut self, key: &str, share: f64) -> f64 {
+        if !(0.0..=1.0).contains(&share) {
+            self.note(key, format!("{share} is not a share: 0 to 1 is allowed"));
+        }
+        share
+    }
+
+    fn token(&mut self, key: &str, path: Option<&Path>) -> Option<Arc<str>> {
+        let path = self.path(path?);
+        match fs::read_to_string(&path) {
+            Ok(text) if text.trim().is_empty() => self.note(
+                key,
+                format!("{} is empty; it must hold the token", path.display()),
+            ),
+            Ok(text) if !text.trim().bytes().all(|b| b.is_ascii_graphic()) => self.note(
+                key,
+                format!(
+                    "{} holds characters that a header cannot carry; use printable ASCII without spaces",
+                    path.display()
+                ),
+            ),
+            Ok(text) => return Some(text.trim().into()),
+            Err(error) => self.note(key, format!("read {}: {error}", path.display())),
+        }
+        None
+    }
+
+    fn state_dir(&mut self, path: &Path) -> PathBuf {
+        let path = self.path(path);
+        if path.as_os_str().is_empty() {
+            self.note("state_dir", "must name a folder");
+        } else if let Err(why) = usable(&path) {
+            self.note("state_dir", why);
+        }
+        path
+    }
+
+    fn threads(&mut self, threads: usize) -> usize {
+        if threads > THREADS_MOST {
+            self.note(
+                "threads",
+                format!("{threads} is too many: at most {THREADS_MOST}, or 0 for one per core"),
+            );
+        }
+        match threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            some => some,
+        }
+    }
+
+    fn access_log(&mut self, log: file::AccessLog) -> AccessLog {
+        let path = (log.path != Path::new("-")).then(|| self.path(&log.path));
+        if let Some(path) = &path {
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            if path.is_dir() {
+                self.note("access_log.path", format!("{} is a folder", path.display()));
+            } else if folder.is_some_and(|folder| !folder.is_dir()) {
+                self.note(
+                    "access_log.path",
+                    format!("the folder of {} does not exist", path.display()),
+                );
+            }
+        }
+        AccessLog {
+            path,
+            format: log.format,
+        }
+    }
+
+    fn admin(&mut self, admin: &file::Admin) -> Admin {
+        let bind = self.bind("admin.bind", &admin.bind);
+        let token = self.token("admin.token_file", admin.token_file.as_deref());
+        if admin.token_file.is_none() && !bind.ip().to_canonical().is_loopback() {
+            self.note(
+                "admin.token_file",
+                format!("is required because {bind} can be reached from other machines; name a file that holds a token, or bind to 127.0.0.1"),
+            );
+        }
+        Admin { bind, token }
+    }
+
+    fn admin_apart(&mut self, settings: &Settings) {
+        let bind = settings.admin.bind;
+        let same = |listener: &Listener| clash(listener.bind, bind);
+        if settings.listeners.iter().any(same) {
+            self.note(
+                "admin.bind",
+                format!("{bind} is also a listener's; give the admin interface a port of its own"),
+            );
+        }
+    }
+
+    fn coordinator(&mut self, coordinator: &file::Coordinator) {
+        if coordinator.kind == CoordinatorKind::Etcd {
+            return self.not_built("coordinator.kind", "\"etcd\"");
+        }
+        for (key, is_set) in [
+            ("coordinator.endpoints", coordinator.endpoints.is_some()),
+            ("coordinator.prefix", coordinator.prefix.is_some()),
+            ("coordinator.lease_ttl", coordinator.lease_ttl.is_some()),
+        ] {
+            if is_set {
+                self.note(key, "only belongs to kind = \"etcd\"; remove it");
+            }
+        }
+    }
+
+    fn bind(&mut self, key: &str, text: &str) -> SocketAddr {
+        match text.parse() {
+            Ok(address) => address,
+            Err(_) => {
+                self.note(
+                    key,
+                    format!(
+                        "\"{text}\" is not ADDRESS:PORT, such as \"0.0.0.0:8080\" or \"[::]:8080\""
+                    ),
+                );
+                SocketAddr::from(([127, 0, 0, 1], 0))
+            }
+        }
+    }
+
+    fn listeners(&mut self, listeners: Vec<file::Listener>) -> Vec<Listener> {
+        if listeners.is_empty() {
+            self.note(
+                "listener",
+                "there is none; add [[listener]] with bind = \"0.0.0.0:8080\"",
+            );
+        }
+        let mut seen: Vec<SocketAddr> = Vec::new();
+        let mut checked = Vec::new();
+        for (n, listener) in listeners.into_iter().enumerate() {
+            let key = format!("listener.{n}");
+            let bind_key = format!("{key}.bind");
+            let bind = self.bind(&bind_key, &listener.bind);
+            if seen.iter().any(|other| clash(*other, bind)) {
+                self.note(&bind_key, format!("{bind} is listened on twice"));
+            }
+            seen.push(bind);
+            if !listener.tls.is_empty() {
+                self.not_built(&format!("{key}.tls"), "TLS");
+            }
+            if listener.proxy_protocol == ProxyProtocol::Accept {
+                self.not_built(&format!("{key}.proxy_protocol"), "\"accept\"");
+            }
+            let limits = self.limits(&format!("{key}.limits"), &listener.limits);
+            checked.push(Listener { bind, limits });
+        }
+        checked
+    }
+
+    fn limits(&mut self, key: &str, limits: &file::Limits) -> Limits {
+        let sub = |name: &str| format!("{key}.{name}");
+        let bytes = limits.max_header_bytes.0;
+        if !(HEADER_BYTES_LEAST..=HEADER_BYTES_MOST).contains(&bytes) {
+            self.note(
+                &sub("max_header_bytes"),
+                format!(
+                    "{} is out of range: 8KiB to 1MiB is allowed",
+                    limits.max_header_bytes
+                ),
+            );
+        }
+        if limits.max_headers > HEADERS_MOST {
+            self.note(
+                &sub("max_headers"),
+                format!("{} is too many: at most {HEADERS_MOST}", limits.max_headers),
+            );
+        }
+        Limits {
+            max_connections: self.at_least_one(&sub("max_connections"), limits.max_connections),
+            header_timeout: self.span(&sub("header_timeout"), limits.header_timeout),
+            idle_timeout: self.span(&sub("idle_timeout"), limits.idle_timeout),
+            body_idle_timeout: self.span(&sub("body_idle_timeout"), limits.body_idle_timeout),
+            max_header_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            max_headers: self.at_least_one(&sub("max_headers"), limits.max_headers),
+        }
+    }
+}
+
+/// Whether two addresses cannot be listened on at once. Port 0 is a new port each time.
+fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = |address: SocketAddr| address.ip().is_unspecified();
+    one.port() == other.port()
+        && one.port() != 0
+        && (one.ip() == other.ip() || any(one) || any(other))
+}
+
+/// Whether files can be made in `folder`, which may have to be made itself. Leaves nothing behind.
+fn usable(folder: &Path) -> Result<(), String> {
+    if let Ok(kind) = fs::metadata(folder) {
+        if !kind.is_dir() {
+            return Err(format!("{} is not a folder", folder.display()));
+        }
+        let probe = folder.join(format!(".hotwarm-check-{}", std::process::id()));
+        return fs::File::create_new(&probe)
+            .and_then(|_| fs::remove_file(&probe))
+            .map_err(|error| format!("write into {}: {error}", folder.display()));
+    }
+    let exists = |path: &&Path| path.as_os_str().is_empty() || path.exists();
+    let parent = folder
+        .ancestors()
+        .skip(1)
+        .find(exists)
+        .unwrap_or_else(|| Path::new(""));
+    let missing = folder
+        .strip_prefix(parent)
+        .ok()
+        .and_then(|rest| rest.components().next());
+    let Some(first) = missing else {
+        return Err(format!("{} is not a folder name", folder.display()));
+    };
+    let made = parent.join(first);
+    let result = fs::create_dir(&made).and_then(|()| fs::remove_dir(&made));
+    result.map_err(|error| format!("create {}: {error}", folder.display()))
+}
+
+/// Notes every value that came before under the same name.
+fn unique<'a>(check: &mut Check, what: &str, values: impl Iterator<Item = (String, &'a str)>) {
+    let mut seen = BTreeMap::new();
+    for (key, value) in values {
+        if let Some(first) = seen.insert(value, key.clone()) {
+            check.note(
+                &key,
+                format!("{what} \"{value}\" is there twice, first at {first}"),
+            );
+        }
+    }
+}

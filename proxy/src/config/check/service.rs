@@ -1,0 +1,582 @@
+//! One service at a time, and what services may not have in common.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::Method;
+use shared::call::Peer;
+
+use super::{Check, unique};
+use crate::config::file::{self, Fencing, Mode, Policy, Reads, Sticky};
+use crate::config::{
+    Address, Durability, Failover, Health, Hold, Node, Retry, Service, Syncd, Timeouts,
+};
+use crate::logic::NodeId;
+use crate::logic::breaker::BreakerLimits;
+use crate::logic::health::{Patience, Statuses};
+use crate::logic::network::Network;
+use crate::logic::route::HostPattern;
+
+/// A service with more copies than this is another kind of system.
+const NODES_MOST: usize = 64;
+/// Names appear in paths, metrics and file names.
+const NAME_MOST: usize = 64;
+/// Larger weights say nothing more.
+const WEIGHT_MOST: u32 = 1000;
+/// As many levels as a byte holds.
+const PRIORITY_MOST: u32 = 255;
+/// More tries than this are an attack on one's own node.
+const ATTEMPTS_MOST: u32 = 10;
+/// A body that is kept takes this much memory for each request under way.
+const KEPT_BODY_MOST: u64 = 16 << 20;
+/// Probes more frequent than this cost more than they tell.
+const INTERVAL_LEAST_MS: u64 = 10;
+
+pub(super) fn services(
+    check: &mut Check,
+    services: Vec<file::Service>,
+    syncd_token: Option<&str>,
+) -> Vec<Arc<Service>> {
+    if services.is_empty() {
+        check.note(
+            "service",
+            "there is none; add [[service]] with a name and its [[service.node]]",
+        );
+    }
+    let names = services.iter().enumerate();
+    unique(
+        check,
+        "the service",
+        names.map(|(n, service)| (format!("service.{n}.name"), service.name.as_str())),
+    );
+    let lower: Vec<_> = services
+        .iter()
+        .enumerate()
+        .flat_map(|(n, service)| {
+            let hosts = service.hosts.iter().enumerate();
+            hosts
+                .map(move |(m, host)| (format!("service.{n}.hosts.{m}"), host.to_ascii_lowercase()))
+        })
+        .collect();
+    let hosts = lower.iter().map(|(key, host)| (key.clone(), host.as_str()));
+    unique(check, "the host", hosts);
+    let numbered = services.into_iter().enumerate();
+    numbered
+        .map(|(n, service)| {
+            let mut one = One {
+                check,
+                key: format!("service.{n}"),
+                syncd_token,
+            };
+            Arc::new(one.service(&service))
+        })
+        .collect()
+}
+
+/// One service under examination.
+struct One<'c> {
+    check: &'c mut Check,
+    key: String,
+    syncd_token: Option<&'c str>,
+}
+
+impl One<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.key)
+    }
+
+    fn note(&mut self, name: &str, why: impl std::fmt::Display) {
+        let key = self.key(name);
+        self.check.note(&key, why);
+    }
+
+    fn not_built(&mut self, name: &str, what: &str) {
+        let key = self.key(name);
+        self.check.not_built(&key, what);
+    }
+
+    fn span(&mut self, name: &str, span: shared::config::Span) -> std::time::Duration {
+        let key = self.key(name);
+        self.check.span(&key, span)
+    }
+
+    fn service(&mut self, service: &file::Service) -> Service {
+        self.name("name", &service.name);
+        self.unbuilt(service);
+        let nodes = self.nodes(&service.node);
+        self.replication(&nodes);
+        if nodes.len() == 1 {
+            self.check.notes.push(format!(
+                "service {}: one node only; requests wait for it when it is away, and nobody can take over",
+                service.name
+            ));
+        }
+        if service.breaker.open_for >= service.hold.max_wait {
+            self.check.notes.push(format!(
+                "service {}: breaker.open_for ({}) is not shorter than hold.max_wait ({}); requests held by an open breaker end with 503",
+                service.name, service.breaker.open_for, service.hold.max_wait
+            ));
+        }
+        Service {
+            name: service.name.as_str().into(),
+            hosts: self.hosts(&service.hosts),
+            trusted: self.trusted(&service.trusted_proxies),
+            health: self.health(&service.health),
+            breaker: self.breaker(&service.breaker),
+            retry: self.retry(&service.retry),
+            timeouts: self.timeouts(&service.timeouts, &service.hold),
+            hold: self.hold(&service.hold),
+            failover: self.failover(&service.failover, &nodes),
+            nodes,
+        }
+    }
+
+    fn unbuilt(&mut self, service: &file::Service) {
+        if service.mode == Mode::HotHot {
+            self.not_built("mode", "\"hot-hot\"");
+        }
+        if service.balance.policy != Policy::default() {
+            self.not_built("balance.policy", "a policy other than \"least-conn\"");
+        }
+        if service.balance.sticky != Sticky::Off {
+            self.not_built("balance.sticky", "\"cookie\"");
+        }
+        if !service.balance.slow_start.0.is_zero() {
+            self.not_built("balance.slow_start", "slow start");
+        }
+        for n in 0..service.route.len() {
+            self.not_built(&format!("route.{n}"), "[[service.route]]");
+        }
+        if service.failover.reads != Reads::Primary {
+            self.not_built("failover.reads", "\"any-caught-up\"");
+        }
+        if service.failover.fencing != Fencing::Routing {
+            self.not_built("failover.fencing", "\"strict\"");
+        }
+    }
+
+    fn name(&mut self, key: &str, name: &str) {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if name.is_empty() || name.len() > NAME_MOST || !name.bytes().all(plain) {
+            self.note(
+                key,
+                format!(
+                    "\"{name}\" is not a name: 1 to {NAME_MOST} letters, digits, '-', '_' or '.'"
+                ),
+            );
+        }
+    }
+
+    fn hosts(&mut self, hosts: &[String]) -> Vec<HostPattern> {
+        if hosts.is_empty() {
+            self.note("hosts", "there is none; \"*\" is every host");
+        }
+        let mut checked = Vec::new();
+        for (n, host) in hosts.iter().enumerate() {
+            match HostPattern::parse(host) {
+                Some(pattern) => checked.push(pattern),
+                None => self.note(
+                    &format!("hosts.{n}"),
+                    format!("\"{host}\" is not a host: \"shop.example.com\", \"*.example.com\" or \"*\", without a port"),
+                ),
+            }
+        }
+        checked
+    }
+
+    fn trusted(&mut self, networks: &[String]) -> Vec<Network> {
+        let mut checked = Vec::new();
+        for (n, network) in networks.iter().enumerate() {
+            match Network::parse(network) {
+                Some(network) => checked.push(network),
+                None => self.note(
+                    &format!("trusted_proxies.{n}"),
+                    format!("\"{network}\" is not a network: \"10.0.0.0/8\", \"fd00::/8\" or one address, no bits set behind the prefix"),
+                ),
+            }
+        }
+        checked
+    }
+
+    fn nodes(&mut self, nodes: &[file::Node]) -> Vec<Node> {
+        if nodes.is_empty() {
+            self.note(
+                "node",
+                "there is none; add [[service.node]] with a name and a url",
+            );
+        }
+        if nodes.len() > NODES_MOST {
+            self.note(
+                "node",
+                format!("{} are too many: at most {NODES_MOST}", nodes.len()),
+            );
+        }
+        let prefix = self.key.clone();
+        let keyed = |name: &'static str| {
+            let prefix = prefix.clone();
+            move |n: usize| format!("{prefix}.node.{n}.{name}")
+        };
+        let (name, url, syncd) = (keyed("name"), keyed("url"), keyed("syncd"));
+        let each = || nodes.iter().enumerate();
+        unique(
+            self.check,
+            "the node",
+            each().map(|(n, node)| (name(n), node.name.as_str())),
+        );
+        unique(
+            self.check,
+            "the url",
+            each().map(|(n, node)| (url(n), node.url.as_str())),
+        );
+        unique(
+            self.check,
+            "the syncd",
+            each().filter_map(|(n, node)| Some((syncd(n), node.syncd.as_deref()?))),
+        );
+        each()
+            .take(NODES_MOST)
+            .map(|(n, node)| self.node(n, node))
+            .collect()
+    }
+
+    fn node(&mut self, n: usize, node: &file::Node) -> Node {
+        let key = |name: &str| format!("node.{n}.{name}");
+        self.name(&key("name"), &node.name);
+        if !(1..=WEIGHT_MOST).contains(&node.weight) {
+            self.note(
+                &key("weight"),
+                format!("{} is out of range: 1 to {WEIGHT_MOST}", node.weight),
+            );
+        }
+        if node.priority > PRIORITY_MOST {
+            self.note(
+                &key("priority"),
+                format!(
+                    "{} is out of range: 0 to {PRIORITY_MOST}, lower is preferred",
+                    node.priority
+                ),
+            );
+        }
+        if node.max_connections == 0 {
+            self.note(&key("max_connections"), "must be at least 1");
+        }
+        let syncd = node.syncd.as_deref();
+        Node {
+            id: NodeId(u8::try_from(n).unwrap_or(u8::MAX)),
+            name: node.name.as_str().into(),
+            address: self.address(&key("url"), &node.url),
+            syncd: syncd.and_then(|url| self.syncd(&key("syncd"), url)),
+            weight: node.weight,
+            priority: node.priority,
+            max_connections: node.max_connections,
+        }
+    }
+
+    fn address(&mut self, key: &str, url: &str) -> Address {
+        for (scheme, what) in [
+            ("https://", "https://"),
+            ("h2c://", "h2c://"),
+            ("unix:", "unix:"),
+        ] {
+            if url.starts_with(scheme) {
+                self.not_built(key, what);
+                return Address {
+                    host: String::new(),
+                    port: 0,
+                };
+            }
+        }
+        match address(url) {
+            Ok(address) => address,
+            Err(why) => {
+                self.note(
+                    key,
+                    format!("\"{url}\" is not a node's URL: {why}; expected http://HOST:PORT"),
+                );
+                Address {
+                    host: String::new(),
+                    port: 0,
+                }
+            }
+        }
+    }
+
+    fn syncd(&mut self, key: &str, url: &str) -> Option<Syncd> {
+        if url.starts_with("https://") {
+            self.not_built(key, "https://");
+            return None;
+        }
+        let peer = Peer::new(url, self.syncd_token)
+            .map_err(|bad| self.note(key, bad))
+            .ok()?;
+        let address = address(url).map_err(|why| self.note(key, why)).ok()?;
+        if !address.is_loopback() && self.syncd_token.is_none() {
+            self.note(
+                key,
+                format!("{url} is on another machine, so syncd_token_file is required: name a file with the cluster's token (the same as token_file of every syncd)"),
+            );
+        }
+        Some(Syncd {
+            url: url.to_owned(),
+            address,
+            peer,
+        })
+    }
+
+    fn replication(&mut self, nodes: &[Node]) {
+        let with = nodes.iter().filter(|node| node.syncd.is_some()).count();
+        if with > 0 && with < nodes.len() {
+            let without = nodes.iter().find(|node| node.syncd.is_none());
+            let n = without.map_or(0, |node| node.id.index());
+            self.note(
+                &format!("node.{n}"),
+                "has no working syncd while others have one; give every node of a service a syncd, or none",
+            );
+        }
+    }
+
+    fn health(&mut self, health: &file::Health) -> Health {
+        let path = &health.path;
+        let path_ok =
+            path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        if !path_ok {
+            self.note(
+                "health.path",
+                format!("\"{path}\" is not a path: it begins with '/' and is plain ASCII"),
+            );
+        }
+        if health.interval.0.as_millis() < u128::from(INTERVAL_LEAST_MS) {
+            self.note(
+                "health.interval",
+                format!("must be at least {INTERVAL_LEAST_MS}ms"),
+            );
+        }
+        let statuses = Statuses::parse(&health.status);
+        if statuses.is_none() {
+            self.note(
+                "health.status",
+                format!(
+                    "\"{}\" is not a list of statuses: \"200-399\" or \"200-299,404\"",
+                    health.status
+                ),
+            );
+        }
+        let (rise, fall, jitter) = (
+            self.key("health.rise"),
+            self.key("health.fall"),
+            self.key("health.jitter"),
+        );
+        Health {
+            path: path.clone(),
+            interval: health.interval.0,
+            timeout: self.span("health.timeout", health.timeout),
+            patience: Patience {
+                rise: self.check.at_least_one(&rise, health.rise),
+                fall: self.check.at_least_one(&fall, health.fall),
+            },
+            statuses: statuses.unwrap_or_default(),
+            jitter: self.check.share(&jitter, health.jitter),
+            crash_after: self.span("health.crash_after", health.crash_after),
+        }
+    }
+
+    fn breaker(&mut self, breaker: &file::Breaker) -> BreakerLimits {
+        if !(breaker.error_rate > 0.0 && breaker.error_rate <= 1.0) {
+            self.note(
+                "breaker.error_rate",
+                format!(
+                    "{} is not a share of failures: above 0, at most 1",
+                    breaker.error_rate
+                ),
+            );
+        }
+        let key = |name: &str| format!("{}.breaker.{name}", self.key);
+        let (in_a_row, least, probes) = (
+            key("consecutive_failures"),
+            key("min_requests"),
+            key("half_open_probes"),
+        );
+        BreakerLimits {
+            consecutive_failures: self
+                .check
+                .at_least_one(&in_a_row, breaker.consecutive_failures),
+            error_rate: breaker.error_rate,
+            min_requests: self.check.at_least_one(&least, breaker.min_requests),
+            window: self.span("breaker.window", breaker.window),
+            open_for: self.span("breaker.open_for", breaker.open_for),
+            half_open_probes: self.check.at_least_one(&probes, breaker.half_open_probes),
+        }
+    }
+
+    fn retry(&mut self, retry: &file::Retry) -> Retry {
+        if !(1..=ATTEMPTS_MOST).contains(&retry.attempts) {
+            self.note(
+                "retry.attempts",
+                format!(
+                    "{} is out of range: 1 (no retry) to {ATTEMPTS_MOST}",
+                    retry.attempts
+                ),
+            );
+        }
+        if retry.max_body.0 > KEPT_BODY_MOST {
+            self.note(
+                "retry.max_body",
+                format!(
+                    "{} is too much to keep for every request: at most 16MiB",
+                    retry.max_body
+                ),
+            );
+        }
+        for (n, status) in retry.statuses.iter().enumerate() {
+            if !(400..=599).contains(status) {
+                self.note(
+                    &format!("retry.statuses.{n}"),
+                    format!("{status} is not an error: 400 to 599 is allowed"),
+                );
+            }
+        }
+        let budget = self.key("retry.budget");
+        Retry {
+            attempts: retry.attempts,
+            budget: self.check.share(&budget, retry.budget),
+            methods: self.methods(
+                "retry.methods",
+                &retry.methods,
+                Method::is_idempotent,
+                "is not idempotent (RFC 9110 section 9.2.2), so repeating it could carry it out twice; GET, HEAD, OPTIONS, PUT and DELETE are allowed",
+            ),
+            max_body: usize::try_from(retry.max_body.0).unwrap_or(0),
+            statuses: retry.statuses.clone(),
+        }
+    }
+
+    fn methods(
+        &mut self,
+        name: &str,
+        methods: &[String],
+        is_allowed: fn(&Method) -> bool,
+        why_not: &str,
+    ) -> Vec<Method> {
+        let mut checked = Vec::new();
+        for (n, text) in methods.iter().enumerate() {
+            let key = format!("{name}.{n}");
+            match text.parse::<Method>() {
+                Ok(Method::CONNECT | Method::TRACE) => {
+                    self.note(&key, format!("{text} is never forwarded"));
+                }
+                Ok(method) if !is_allowed(&method) => self.note(&key, format!("{text} {why_not}")),
+                Ok(method) => checked.push(method),
+                Err(_) => self.note(&key, format!("\"{text}\" is not a method")),
+            }
+        }
+        checked
+    }
+
+    fn timeouts(&mut self, timeouts: &file::Timeouts, hold: &file::Hold) -> Timeouts {
+        if timeouts.connect >= hold.max_wait {
+            self.note(
+                "timeouts.connect",
+                format!(
+                    "{} is not shorter than hold.max_wait ({}): a request would be given up before another node could be tried",
+                    timeouts.connect, hold.max_wait
+                ),
+            );
+        }
+        Timeouts {
+            connect: self.span("timeouts.connect", timeouts.connect),
+            response_header: self.span("timeouts.response_header", timeouts.response_header),
+            idle: self.span("timeouts.idle", timeouts.idle),
+            tunnel_idle: self.span("timeouts.tunnel_idle", timeouts.tunnel_idle),
+        }
+    }
+
+    fn hold(&mut self, hold: &file::Hold) -> Hold {
+        let (requests, bytes) = (self.key("hold.max_requests"), self.key("hold.max_bytes"));
+        Hold {
+            max_wait: self.span("hold.max_wait", hold.max_wait),
+            max_requests: self.check.at_least_one(&requests, hold.max_requests),
+            max_bytes: self.check.at_least_one(&bytes, hold.max_bytes.0),
+        }
+    }
+
+    fn failover(&mut self, failover: &file::Failover, nodes: &[Node]) -> Failover {
+        if failover.durability == Durability::StandbyAck {
+            self.standby_ack(failover, nodes);
+        }
+        Failover {
+            auto: failover.auto,
+            durability: failover.durability,
+            ack_timeout: self.span("failover.ack_timeout", failover.ack_timeout),
+            ack_count: failover.ack_count,
+            gate_methods: self.methods(
+                "failover.gate_methods",
+                &failover.gate_methods,
+                |method| !method.is_safe(),
+                "is safe (RFC 9110 section 9.2.1) and may be answered by a standby, so nothing can be waited for",
+            ),
+            on_ack_timeout: failover.on_ack_timeout,
+            max_lag: failover.max_lag.0,
+            max_lag_bytes: failover.max_lag_bytes.0,
+            on_too_far_behind: failover.on_too_far_behind,
+            failback: failover.failback,
+            min_interval: failover.min_interval.0,
+        }
+    }
+
+    fn standby_ack(&mut self, failover: &file::Failover, nodes: &[Node]) {
+        let standbys = nodes.len().saturating_sub(1);
+        if nodes.iter().any(|node| node.syncd.is_none()) {
+            self.note(
+                "failover.durability",
+                "\"standby-ack\" needs a syncd on every node: without one nothing says what a standby has on disk",
+            );
+        } else if standbys == 0 {
+            self.note(
+                "failover.durability",
+                "\"standby-ack\" needs a second node: there is no standby to wait for",
+            );
+        } else if !(1..=standbys).contains(&failover.ack_count) {
+            self.note(
+                "failover.ack_count",
+                format!(
+                    "{} standbys cannot acknowledge: 1 to {standbys} with {} nodes",
+                    failover.ack_count,
+                    nodes.len()
+                ),
+            );
+        }
+    }
+}
+
+/// Reads `http://HOST[:PORT]`, nothing after it but one slash.
+fn address(url: &str) -> Result<Address, &'static str> {
+    let rest = url
+        .strip_prefix("http://")
+        .ok_or("it does not begin with http://")?;
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains(['/', '?', '#']) {
+        return Err("nothing may follow the port: requests keep their own path");
+    }
+    let parsed: http::uri::Authority = authority.parse().map_err(|_| "the host is not valid")?;
+    if authority.contains('@') {
+        return Err("no user may be named");
+    }
+    let host = parsed.host();
+    let inside = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    if inside.is_some_and(|inside| inside.parse::<IpAddr>().is_err()) {
+        return Err("the address in brackets is not valid");
+    }
+    let port = match parsed.port() {
+        None if authority == host => Some(80),
+        None => None,
+        Some(port) => Some(port.as_u16()).filter(|port| *port != 0),
+    };
+    let port = port.ok_or("the port is not valid")?;
+    let host = inside.unwrap_or(host).to_owned();
+    if host.is_empty() {
+        return Err("the host is missing");
+    }
+    Ok(Address { host, port })
+}

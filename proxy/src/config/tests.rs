@@ -1,0 +1,498 @@
+//! Claims about configurations: what is read, what holds by default, what is refused and with which words.
+
+use super::*;
+use std::fs;
+
+/// A folder that is removed at the end of a test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("hotwarm-config-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn load(&self, text: &str) -> Result<Settings, String> {
+        let path = self.0.join("hotwarm.toml");
+        fs::write(&path, text).map_err(|error| error.to_string())?;
+        load(&path).map_err(|error| {
+            let folder = format!("{}/", self.0.display());
+            error.to_string().replace(&folder, "")
+        })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const MINIMAL: &str = r#"
+state_dir = "state"
+[[listener]]
+bind = "127.0.0.1:8080"
+[[service]]
+name = "shop"
+[[service.node]]
+name = "a"
+url = "http://127.0.0.1:5001"
+[[service.node]]
+name = "b"
+url = "http://127.0.0.1:5002"
+"#;
+
+/// Everything that `INTERFACE.md` names, without what is not built yet.
+const WHOLE: &str = r#"
+state_dir     = "state"
+threads       = 2
+drain_timeout = "30s"
+syncd_token_file = "token"
+log           = { level = "info", format = "text" }
+access_log    = { path = "-", format = "json" }
+
+[admin]
+bind       = "127.0.0.1:9900"
+token_file = "token"
+
+[coordinator]
+kind      = "file"
+
+[[listener]]
+bind           = "0.0.0.0:8080"
+tls            = []
+proxy_protocol = "off"
+limits         = { max_connections = 10000, header_timeout = "10s", idle_timeout = "60s", body_idle_timeout = "30s", max_header_bytes = "64KiB", max_headers = 100 }
+
+[[service]]
+name  = "shop"
+hosts = ["*", "shop.example.com", "*.example.com"]
+mode  = "hot-warm"
+trusted_proxies = ["127.0.0.0/8"]
+
+[[service.node]]
+name     = "a"
+url      = "http://127.0.0.1:5001"
+syncd    = "http://127.0.0.1:7001"
+weight   = 100
+priority = 0
+max_connections = 256
+[[service.node]]
+name     = "b"
+url      = "http://app-b.internal:5001"
+syncd    = "http://10.0.0.2:7001"
+
+[service.health]
+path = "/healthz"
+interval = "500ms"
+timeout = "500ms"
+rise = 2
+fall = 3
+status = "200-399"
+jitter = 0.1
+crash_after = "250ms"
+[service.breaker]
+consecutive_failures = 5
+error_rate = 0.5
+min_requests = 20
+window = "10s"
+open_for = "2s"
+half_open_probes = 3
+[service.retry]
+attempts = 2
+budget = 0.2
+methods = ["GET","HEAD","OPTIONS","PUT","DELETE"]
+max_body = "64KiB"
+statuses = [503]
+[service.hold]
+max_wait = "10s"
+max_requests = 1000
+max_bytes = "64MiB"
+[service.timeouts]
+connect = "1s"
+response_header = "60s"
+idle = "60s"
+tunnel_idle = "1h"
+[service.balance]
+policy = "least-conn"
+sticky = "off"
+slow_start = "0s"
+[service.failover]
+auto         = true
+durability   = "standby-ack"
+ack_timeout  = "2s"
+ack_count    = 1
+gate_methods = ["POST","PUT","PATCH","DELETE"]
+on_ack_timeout = "degrade"
+max_lag      = "5s"
+max_lag_bytes = "64MiB"
+on_too_far_behind = "read-only"
+fencing      = "routing"
+failback     = "manual"
+min_interval = "30s"
+reads        = "primary"
+"#;
+
+#[test]
+fn the_whole_file_is_read_and_the_defaults_are_what_the_interface_says() {
+    let folder = Folder::new("whole");
+    fs::write(folder.0.join("token"), "secret\n").unwrap();
+    let whole = folder.load(WHOLE).unwrap();
+    let minimal = folder.load(MINIMAL).unwrap();
+    assert_eq!(whole.syncd_token.as_deref(), Some("secret"));
+    assert_eq!(whole.state_dir, folder.0.join("state"));
+    assert!(!whole.state_dir.exists(), "checking leaves nothing behind");
+    assert!(whole.threads == 2 && minimal.threads >= 1);
+    let (one, other) = (&whole.services[0], &minimal.services[0]);
+    assert!(one.is_gated() && one.is_replicated() && !other.is_gated() && !other.is_replicated());
+    assert_eq!(format!("{:?}", one.hold), format!("{:?}", other.hold));
+    assert_eq!(format!("{:?}", one.health), format!("{:?}", other.health));
+    assert_eq!(one.breaker, other.breaker);
+    assert_eq!(
+        format!("{:?}", one.timeouts),
+        format!("{:?}", other.timeouts)
+    );
+    assert_eq!(one.retry.methods, other.retry.methods);
+    assert_eq!(one.failover.gate_methods, other.failover.gate_methods);
+    assert_eq!(one.failover.max_lag, other.failover.max_lag);
+    let limits = |settings: &Settings| format!("{:?}", settings.listeners[0].limits);
+    assert_eq!(limits(&whole), limits(&minimal));
+    assert_eq!(whole.admin.bind, minimal.admin.bind);
+    assert_eq!(one.nodes[1].address.literal(), None);
+    assert_eq!(one.nodes[1].id, NodeId(1));
+    assert!(minimal.notes.is_empty() && minimal.access_log.is_none());
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_at_its_place() {
+    let folder = Folder::new("unbuilt");
+    for (from, to, place) in [
+        (
+            "mode  = \"hot-warm\"",
+            "mode = \"hot-hot\"",
+            "service.0.mode",
+        ),
+        (
+            "tls            = []",
+            "tls = [{ cert = \"c\", key = \"k\" }]",
+            "listener.0.tls",
+        ),
+        (
+            "\"off\"\nlimits",
+            "\"accept\"\nlimits",
+            "listener.0.proxy_protocol",
+        ),
+        (
+            "kind      = \"file\"",
+            "kind = \"etcd\"",
+            "coordinator.kind",
+        ),
+        ("least-conn", "p2c-ewma", "service.0.balance.policy"),
+        (
+            "sticky = \"off\"",
+            "sticky = \"cookie\"",
+            "service.0.balance.sticky",
+        ),
+        ("\"0s\"", "\"10s\"", "service.0.balance.slow_start"),
+        ("\"routing\"", "\"strict\"", "service.0.failover.fencing"),
+        (
+            "\"primary\"",
+            "\"any-caught-up\"",
+            "service.0.failover.reads",
+        ),
+        (
+            "http://127.0.0.1:5001",
+            "https://127.0.0.1:5001",
+            "service.0.node.0.url",
+        ),
+        (
+            "http://127.0.0.1:5001",
+            "unix:/run/app.sock",
+            "service.0.node.0.url",
+        ),
+        (
+            "http://127.0.0.1:5001",
+            "h2c://127.0.0.1:5001",
+            "service.0.node.0.url",
+        ),
+        (
+            "[service.failover]",
+            "[[service.route]]\npath = \"/x\"\nclass = \"non-core\"\nprefer = \"warm\"\n[service.failover]",
+            "service.0.route.0",
+        ),
+    ] {
+        fs::write(folder.0.join("token"), "secret").unwrap();
+        assert!(WHOLE.contains(from), "{from}");
+        let error = folder.load(&WHOLE.replacen(from, to, 1)).unwrap_err();
+        let wanted = format!(": {place}: ");
+        assert!(error.contains(&wanted), "{to}: {error}");
+        assert!(
+            error.ends_with("is not built yet in this version"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn impossible_combinations_are_refused_with_the_reason() {
+    let folder = Folder::new("impossible");
+    fs::write(folder.0.join("token"), "secret").unwrap();
+    fs::write(folder.0.join("empty"), " \n").unwrap();
+    for (from, to, words) in [
+        (
+            "connect = \"1s\"",
+            "connect = \"10s\"",
+            "timeouts.connect: 10s is not shorter than hold.max_wait (10s)",
+        ),
+        (
+            "name     = \"b\"",
+            "name = \"a\"",
+            "the node \"a\" is there twice, first at service.0.node.0.name",
+        ),
+        (
+            "http://app-b.internal:5001",
+            "http://127.0.0.1:5001",
+            "the url \"http://127.0.0.1:5001\" is there twice",
+        ),
+        (
+            "\"*.example.com\"",
+            "\"*\"",
+            "hosts.2: the host \"*\" is there twice",
+        ),
+        (
+            "\"0.0.0.0:8080\"",
+            "\"0.0.0.0:9900\"",
+            "admin.bind: 127.0.0.1:9900 is also a listener's",
+        ),
+        (
+            "\"127.0.0.1:9900\"\ntoken_file = \"token\"",
+            "\"0.0.0.0:9900\"",
+            "admin.token_file: is required because",
+        ),
+        (
+            "syncd    = \"http://127.0.0.1:7001\"\n",
+            "",
+            "has no working syncd while others have one",
+        ),
+        (
+            "ack_count    = 1",
+            "ack_count = 2",
+            "ack_count: 2 standbys cannot acknowledge: 1 to 1 with 2 nodes",
+        ),
+        (
+            "\"POST\",\"PUT\",\"PATCH\"",
+            "\"GET\",\"PUT\",\"PATCH\"",
+            "gate_methods.0: GET is safe",
+        ),
+        (
+            "\"OPTIONS\",\"PUT\"",
+            "\"OPTIONS\",\"POST\"",
+            "retry.methods.3: POST is not idempotent",
+        ),
+        (
+            "budget = 0.2",
+            "budget = 1.5",
+            "retry.budget: 1.5 is not a share",
+        ),
+        (
+            "jitter = 0.1",
+            "jitter = nan",
+            "health.jitter: NaN is not a share",
+        ),
+        (
+            "error_rate = 0.5",
+            "error_rate = 0.0",
+            "error_rate: 0 is not a share of failures",
+        ),
+        (
+            "max_requests = 1000",
+            "max_requests = 0",
+            "hold.max_requests: must be at least 1",
+        ),
+        (
+            "max_wait = \"10s\"",
+            "max_wait = \"0s\"",
+            "hold.max_wait: must be longer than nothing",
+        ),
+        (
+            "max_connections = 10000",
+            "max_connections = 0",
+            "limits.max_connections: must be at least 1",
+        ),
+        (
+            "\"64KiB\", max_headers",
+            "\"1KiB\", max_headers",
+            "8KiB to 1MiB is allowed",
+        ),
+        (
+            "weight   = 100",
+            "weight = 0",
+            "weight: 0 is out of range: 1 to 1000",
+        ),
+        (
+            "priority = 0",
+            "priority = 256",
+            "priority: 256 is out of range: 0 to 255",
+        ),
+        (
+            "attempts = 2",
+            "attempts = 0",
+            "attempts: 0 is out of range",
+        ),
+        (
+            "statuses = [503]",
+            "statuses = [200]",
+            "statuses.0: 200 is not an error",
+        ),
+        ("rise = 2", "rise = 0", "health.rise: must be at least 1"),
+        ("\"200-399\"", "\"ok\"", "\"ok\" is not a list of statuses"),
+        (
+            "127.0.0.0/8",
+            "127.0.0.1/8",
+            "\"127.0.0.1/8\" is not a network",
+        ),
+        (
+            "http://app-b.internal:5001",
+            "http://app-b.internal:5001/x",
+            "nothing may follow the port",
+        ),
+        (
+            "http://10.0.0.2:7001",
+            "http://10.0.0.2",
+            "host and port are needed",
+        ),
+        (
+            "syncd_token_file = \"token\"",
+            "",
+            "syncd_token_file is required",
+        ),
+        (
+            "syncd_token_file = \"token\"",
+            "syncd_token_file = \"empty\"",
+            "empty; it must hold the token",
+        ),
+        (
+            "syncd_token_file = \"token\"",
+            "syncd_token_file = \"gone\"",
+            "syncd_token_file: read gone: No such file",
+        ),
+        (
+            "state_dir     = \"state\"",
+            "state_dir = \"token/x\"",
+            "state_dir: ",
+        ),
+        (
+            "state_dir     = \"state\"",
+            "state_dir = \"token\"",
+            "state_dir: token is not a folder",
+        ),
+        (
+            "path = \"-\"",
+            "path = \"gone/access.log\"",
+            "the folder of gone/access.log does not exist",
+        ),
+        (
+            "kind      = \"file\"",
+            "kind = \"file\"\nprefix = \"/x\"",
+            "only belongs to kind = \"etcd\"",
+        ),
+        (
+            "path = \"/healthz\"",
+            "path = \"healthz\"",
+            "\"healthz\" is not a path",
+        ),
+        (
+            "bind           = \"0.0.0.0:8080\"",
+            "bind = \":8080\"",
+            "\":8080\" is not ADDRESS:PORT",
+        ),
+    ] {
+        assert!(WHOLE.contains(from), "{from}");
+        let error = folder.load(&WHOLE.replacen(from, to, 1)).unwrap_err();
+        assert!(error.contains(words), "{to}: {error}");
+    }
+}
+
+#[test]
+fn all_faults_come_at_once_with_line_and_column() {
+    let folder = Folder::new("many");
+    let text = MINIMAL
+        .replace("127.0.0.1:8080", "nowhere")
+        .replace("http://127.0.0.1:5002", "ftp://x")
+        + "weight = 0\n";
+    let error = folder.load(&text).unwrap_err();
+    let places: Vec<_> = error
+        .lines()
+        .map(|line| line.split(' ').nth(1).unwrap_or_default())
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "listener.0.bind:",
+            "service.0.node.1.url:",
+            "service.0.node.1.weight:"
+        ],
+        "{error}"
+    );
+    assert!(error.starts_with("hotwarm.toml:4:8: "), "{error}");
+}
+
+#[test]
+fn an_unknown_key_is_an_error_with_its_place() {
+    let folder = Folder::new("unknown");
+    let error = folder
+        .load(&MINIMAL.replace("name = \"shop\"", "nmae = \"shop\""))
+        .unwrap_err();
+    assert!(
+        error.starts_with("hotwarm.toml:6:1: unknown field `nmae`"),
+        "{error}"
+    );
+    assert!(
+        folder
+            .load("state_dir = \"s\"")
+            .unwrap_err()
+            .contains("listener: there is none")
+    );
+}
+
+#[test]
+fn one_node_alone_is_allowed_and_remarked_on() {
+    let folder = Folder::new("single");
+    let end = MINIMAL.rfind("[[service.node]]").unwrap();
+    let settings = folder.load(&MINIMAL[..end]).unwrap();
+    assert_eq!(settings.services[0].nodes.len(), 1);
+    assert!(
+        settings.notes[0].contains("nobody can take over"),
+        "{:?}",
+        settings.notes
+    );
+}
+
+#[test]
+fn a_node_s_url_has_a_port_or_means_port_80() {
+    let folder = Folder::new("ports");
+    let with = |url: &str| folder.load(&MINIMAL.replace("http://127.0.0.1:5002", url));
+    for (url, shown) in [
+        ("http://app/", "app:80"),
+        ("http://[::1]:5002", "[::1]:5002"),
+        ("http://localhost:1", "localhost:1"),
+    ] {
+        let settings = with(url).unwrap();
+        assert_eq!(settings.services[0].nodes[1].address.to_string(), shown);
+    }
+    for url in [
+        "http://",
+        "http://a:0",
+        "http://a:x",
+        "http://a:",
+        "http://u@a:1",
+        "http://[::g]:1",
+        "a:1",
+        "http://a b",
+    ] {
+        assert!(with(url).is_err(), "{url}");
+    }
+}

@@ -1,0 +1,170 @@
+//! The control plane's driver: one task a service. It hands probes, reports, signs, orders and the clock to the machine that
+//! decides (`logic::failover`), and carries out what comes back, in order.
+
+mod chronicle;
+mod driver;
+mod report;
+mod view;
+
+use std::sync::Arc;
+
+use shared::drain;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::chronicle::{Chronicle, Entry};
+pub use self::view::{LastFailover, NodeView, ServiceView};
+use crate::arbiter::{ArbiterError, Place};
+use crate::logic::NodeId;
+use crate::logic::failover::{Failover, Order, Rules};
+use crate::metrics::Metrics;
+use crate::steer::Sign;
+use crate::worker::ServiceHandle;
+
+/// How many operators' orders may wait.
+const ORDERS_MOST: usize = 16;
+
+/// An operator's order, and where its answer goes.
+#[derive(Debug)]
+pub struct Ordered {
+    /// What is asked for.
+    pub order: Order,
+    /// Its end, in words.
+    pub answer: oneshot::Sender<Result<Done, String>>,
+}
+
+/// A completed order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    /// In words.
+    pub message: String,
+    /// For how long nobody took requests, in milliseconds.
+    pub unavailable_ms: Option<f64>,
+}
+
+/// One service, for everybody who only wants to look or to ask.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// How it stands.
+    pub view: watch::Receiver<Arc<ServiceView>>,
+    orders: mpsc::Sender<Ordered>,
+    names: Arc<[Arc<str>]>,
+}
+
+impl Control {
+    /// The node of that name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<NodeId> {
+        let place = self.names.iter().position(|node| **node == *name)?;
+        u8::try_from(place).ok().map(NodeId)
+    }
+
+    /// Asks for something, and waits until it is done or refused.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn order(&self, order: Order) -> Result<Done, String> {
+        let (answer, done) = oneshot::channel();
+        let gone = || "the control plane has ended".to_owned();
+        self.orders
+            .send(Ordered { order, answer })
+            .await
+            .map_err(|_| gone())?;
+        done.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// What a service's driver is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The service, and what steers its requests.
+    pub handle: ServiceHandle,
+    /// What the workers say.
+    pub signs: mpsc::Receiver<Sign>,
+    /// Where its record is kept.
+    pub place: Place,
+    /// Where events are told.
+    pub chronicle: Chronicle,
+    /// All numbers.
+    pub metrics: Metrics,
+}
+
+/// Starts the driver of a service.
+///
+/// # Errors
+/// Its record cannot be read.
+pub fn start(parts: Parts, drain: drain::Watch) -> Result<Control, ArbiterError> {
+    let record = parts.place.load()?;
+    let service = Arc::clone(parts.handle.service());
+    let (orders, ordered) = mpsc::channel(ORDERS_MOST);
+    let names: Arc<[Arc<str>]> = service
+        .nodes
+        .iter()
+        .map(|node| Arc::clone(&node.name))
+        .collect();
+    let fresh = shared::model::ClusterId(shared::rng::Rng::new().u64(1..));
+    let machine = Failover::new(Arc::new(rules(&service)), record, fresh);
+    let (shown, view) = watch::channel(Arc::new(ServiceView::default()));
+    let driver = driver::Driver::new(parts, machine, shown);
+    tokio::spawn(driver.run(ordered, drain));
+    Ok(Control {
+        view,
+        orders,
+        names,
+    })
+}
+
+/// The machine's rules from the service's settings.
+fn rules(service: &crate::config::Service) -> Rules {
+    use std::time::Duration;
+
+    use crate::config::{Durability, Failback, OnAckTimeout, OnTooFarBehind};
+    use crate::logic::failover::{self as machine, Member, TooFarBehind};
+    let failover = &service.failover;
+    let on_timeout = match failover.on_ack_timeout {
+        OnAckTimeout::Degrade => machine::OnAckTimeout::Degrade,
+        OnAckTimeout::Fail => machine::OnAckTimeout::Fail,
+    };
+    let gated = failover.durability == Durability::StandbyAck;
+    let member = |node: &crate::config::Node| Member {
+        name: node.name.to_string(),
+        priority: node.priority,
+    };
+    Rules {
+        members: service.nodes.iter().map(member).collect(),
+        replicated: service.is_replicated(),
+        auto: failover.auto,
+        durability: if gated {
+            machine::Durability::StandbyAck {
+                count: failover.ack_count,
+                on_timeout,
+            }
+        } else {
+            machine::Durability::Async
+        },
+        max_lag: failover.max_lag,
+        max_lag_bytes: failover.max_lag_bytes,
+        too_far_behind: match failover.on_too_far_behind {
+            OnTooFarBehind::ReadOnly => TooFarBehind::ReadOnly,
+            OnTooFarBehind::Wait => TooFarBehind::Wait,
+            OnTooFarBehind::Promote => TooFarBehind::Promote,
+        },
+        failback: failover.failback == Failback::Auto,
+        min_interval: failover.min_interval,
+        crash_after: service.health.crash_after,
+        // A switchover that waits longer than a client would is none: nothing is lost by giving it up.
+        drain_within: Duration::from_secs(1),
+        // In `standby-ack` the candidate is safe without the former primary's word, so that a dead machine costs a moment
+        // only; in `async` its word is the difference between some loss and none, and worth more.
+        seal_within: if gated {
+            Duration::from_millis(100)
+        } else {
+            Duration::from_millis(500)
+        },
+        catch_up_within: Duration::from_secs(2),
+        lead_within: Duration::from_secs(2),
+        enter_within: failover.ack_timeout,
+        rest: Duration::from_millis(100),
+        meet_within: Duration::from_secs(3),
+        start_within: Duration::from_secs(1),
+    }
+}

@@ -1,0 +1,336 @@
+//! What happened to one request, for the access log and the numbers. Filled in by whoever does something with it.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use shared::model::Epoch;
+
+use super::Head;
+use crate::logic::NodeId;
+
+/// How many attempts are remembered one by one.
+const ATTEMPTS_KEPT: usize = 8;
+
+/// One attempt, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// At which node.
+    pub node: NodeId,
+    /// How it ended: `ok`, or what is known of its processing.
+    pub result: &'static str,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Who ended the exchange.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Closer {
+    /// It came to its end.
+    #[default]
+    Nobody,
+    /// The client went away.
+    Client,
+    /// The node broke off its response.
+    Upstream,
+    /// The proxy refused or gave up.
+    Proxy,
+}
+
+impl Closer {
+    /// The word in the log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nobody => "none",
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+/// What a request is called in all logs on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestId {
+    /// Ours: 32 hexadecimal digits.
+    New([u8; 32]),
+    /// From a proxy that is believed.
+    Given(Box<[u8]>),
+}
+
+impl RequestId {
+    /// Its text.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::New(digits) => digits,
+            Self::Given(text) => text,
+        }
+    }
+}
+
+/// Who is connected, shared by all requests of a connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// The address.
+    pub ip: IpAddr,
+    /// The same as text.
+    pub shown: Box<str>,
+    /// How long it may pause within a body.
+    pub body_idle: Duration,
+}
+
+impl Peer {
+    /// Writes the address down once.
+    #[must_use]
+    pub fn new(ip: IpAddr, body_idle: Duration) -> Rc<Self> {
+        let ip = ip.to_canonical();
+        Rc::new(Self {
+            ip,
+            shown: ip.to_string().into(),
+            body_idle,
+        })
+    }
+}
+
+/// The trail of one request.
+#[derive(Debug)]
+pub struct Trail {
+    /// When its head had arrived.
+    pub began: Instant,
+    /// Who is connected.
+    pub peer: Rc<Peer>,
+    client: Cell<IpAddr>,
+    head: OnceCell<Rc<Head>>,
+    id: OnceCell<RequestId>,
+    adds_lines: Cell<bool>,
+    service: Cell<Option<usize>>,
+    node: Cell<Option<NodeId>>,
+    epoch: Cell<Epoch>,
+    held: Cell<Duration>,
+    gated: Cell<Duration>,
+    upstream: Cell<Duration>,
+    received: Cell<u64>,
+    sent: Cell<bool>,
+    closer: Cell<Closer>,
+    attempts: RefCell<Attempts>,
+}
+
+#[derive(Debug, Default)]
+struct Attempts {
+    first: [Option<Tried>; ATTEMPTS_KEPT],
+    count: usize,
+}
+
+impl Trail {
+    /// Begins a trail.
+    #[must_use]
+    pub fn new(began: Instant, peer: Rc<Peer>) -> Self {
+        Self {
+            began,
+            client: Cell::new(peer.ip),
+            peer,
+            head: OnceCell::new(),
+            id: OnceCell::new(),
+            adds_lines: Cell::new(false),
+            service: Cell::new(None),
+            node: Cell::new(None),
+            epoch: Cell::new(Epoch(0)),
+            held: Cell::default(),
+            gated: Cell::default(),
+            upstream: Cell::default(),
+            received: Cell::new(0),
+            sent: Cell::new(false),
+            closer: Cell::default(),
+            attempts: RefCell::default(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Self {
+        let peer = Peer::new(IpAddr::from([127, 0, 0, 1]), Duration::from_secs(30));
+        Self::new(shared::clock::now(), peer)
+    }
+
+    /// Remembers the head as it will not change any more.
+    pub(super) fn freeze(&self, head: &Rc<Head>) {
+        let _ = self.head.set(Rc::clone(head));
+    }
+
+    /// The head, once it is frozen.
+    #[must_use]
+    pub fn head(&self) -> Option<&Rc<Head>> {
+        self.head.get()
+    }
+
+    /// Remembers the request's id.
+    pub fn identify(&self, id: RequestId) {
+        let _ = self.id.set(id);
+    }
+
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> Option<&RequestId> {
+        self.id.get()
+    }
+
+    /// The head says nothing of its way here, so all of that is written behind it; see `layer::forward`.
+    pub fn add_lines(&self) {
+        self.adds_lines.set(true);
+    }
+
+    /// Whether the request's way here must be written behind its head.
+    #[must_use]
+    pub fn adds_lines(&self) -> bool {
+        self.adds_lines.get()
+    }
+
+    /// Remembers who the client is, behind proxies that are believed.
+    pub fn set_client(&self, client: IpAddr) {
+        self.client.set(client);
+    }
+
+    /// Who the client is.
+    #[must_use]
+    pub fn client(&self) -> IpAddr {
+        self.client.get()
+    }
+
+    /// Remembers the service it is for.
+    pub fn routed(&self, service: usize) {
+        self.service.set(Some(service));
+    }
+
+    /// The service it is for, by its place in the configuration.
+    #[must_use]
+    pub fn service(&self) -> Option<usize> {
+        self.service.get()
+    }
+
+    /// Remembers where it was admitted to.
+    pub fn admitted(&self, node: NodeId, epoch: Epoch) {
+        self.node.set(Some(node));
+        self.epoch.set(epoch);
+    }
+
+    /// The node it was last sent to, and the epoch.
+    #[must_use]
+    pub fn node(&self) -> (Option<NodeId>, Epoch) {
+        (self.node.get(), self.epoch.get())
+    }
+
+    /// Adds time that it was held.
+    pub fn held_for(&self, took: Duration) {
+        self.held.set(self.held.get() + took);
+    }
+
+    /// How long it was held.
+    #[must_use]
+    pub fn held(&self) -> Duration {
+        self.held.get()
+    }
+
+    /// Adds time that its response waited for a standby.
+    pub fn gated_for(&self, took: Duration) {
+        self.gated.set(self.gated.get() + took);
+    }
+
+    /// How long its response waited for a standby.
+    #[must_use]
+    pub fn gated(&self) -> Duration {
+        self.gated.get()
+    }
+
+    /// How long the last attempt took to the head of its response.
+    #[must_use]
+    pub fn upstream(&self) -> Duration {
+        self.upstream.get()
+    }
+
+    /// Counts bytes of its body.
+    pub fn received(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+    }
+
+    /// Bytes of its body that came.
+    #[must_use]
+    pub fn bytes_in(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// Remembers who ended it, if nobody did before.
+    pub fn closed_by(&self, closer: Closer) {
+        if self.closer.get() == Closer::Nobody {
+            self.closer.set(closer);
+        }
+    }
+
+    /// Who ended it.
+    #[must_use]
+    pub fn closer(&self) -> Closer {
+        self.closer.get()
+    }
+
+    /// An attempt begins or, with `true`, the system has taken a byte of it.
+    pub fn set_sent(&self, sent: bool) {
+        self.sent.set(sent);
+    }
+
+    /// Whether a byte of the present attempt may have reached a node.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.sent.get()
+    }
+
+    /// Remembers an attempt; of very many, the last.
+    pub fn tried(&self, tried: Tried) {
+        self.upstream.set(tried.took);
+        let mut attempts = self.attempts.borrow_mut();
+        let place = attempts.count.min(ATTEMPTS_KEPT - 1);
+        attempts.first[place] = Some(tried);
+        attempts.count += 1;
+    }
+
+    /// More is known of the last attempt than when it ended.
+    pub fn tried_after_all(&self, result: &'static str) {
+        let mut attempts = self.attempts.borrow_mut();
+        let place = attempts.count.min(ATTEMPTS_KEPT).saturating_sub(1);
+        if let Some(tried) = &mut attempts.first[place] {
+            tried.result = result;
+        }
+    }
+
+    /// How many attempts there were.
+    #[must_use]
+    pub fn attempt_count(&self) -> usize {
+        self.attempts.borrow().count
+    }
+
+    /// Looks at the attempts in their order.
+    pub fn for_each_attempt(&self, see: impl FnMut(&Tried)) {
+        self.attempts.borrow().first.iter().flatten().for_each(see);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_very_many_attempts_the_first_and_the_last_are_kept() {
+        let trail = Trail::for_test();
+        for n in 0..20_u8 {
+            trail.tried(Tried {
+                node: NodeId(n),
+                result: "never-sent",
+                took: Duration::ZERO,
+            });
+        }
+        let mut seen = Vec::new();
+        trail.for_each_attempt(|tried| seen.push(tried.node.0));
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 19]);
+        assert_eq!(trail.attempt_count(), 20);
+    }
+}

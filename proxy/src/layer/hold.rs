@@ -1,0 +1,341 @@
+//! Admission: a request goes to the node that may take it, or waits until there is one. Bounded in time, number and memory.
+//!
+//! While a request is held its body is not read, so that a thousand held uploads cost a thousand heads.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use http::Method;
+use shared::clock;
+use tokio::sync::watch;
+use tower::{Layer, Service};
+
+use super::breaker::Breakers;
+use crate::config;
+use crate::exchange::{Fault, Request, Response, Trail, Unavailable};
+use crate::metrics::local::ServiceNumbers;
+use crate::steer::{Admission, Class, Held, Lane, Ticket, View};
+
+/// A request that may go to a node.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The request.
+    pub request: Request,
+    /// Where to, and in which epoch.
+    pub ticket: Ticket,
+}
+
+/// One worker's way to be admitted to one service.
+#[derive(Debug)]
+pub struct Desk {
+    lane: Rc<Lane>,
+    limits: config::Hold,
+    breakers: Arc<Breakers>,
+    numbers: Rc<ServiceNumbers>,
+}
+
+/// What a request that is tried again has to wait for.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// Nothing: whoever is the target now.
+    Now,
+    /// A new view, or this moment.
+    Moment(Instant),
+}
+
+impl Desk {
+    /// One worker's desk.
+    #[must_use]
+    pub const fn new(
+        lane: Rc<Lane>,
+        limits: config::Hold,
+        breakers: Arc<Breakers>,
+        numbers: Rc<ServiceNumbers>,
+    ) -> Self {
+        Self {
+            lane,
+            limits,
+            breakers,
+            numbers,
+        }
+    }
+
+    /// The worker's access to the service's steering.
+    #[must_use]
+    pub const fn lane(&self) -> &Rc<Lane> {
+        &self.lane
+    }
+
+    /// The service's breakers.
+    #[must_use]
+    pub const fn breakers(&self) -> &Arc<Breakers> {
+        &self.breakers
+    }
+
+    /// The longest wait.
+    #[must_use]
+    pub const fn max_wait(&self) -> Duration {
+        self.limits.max_wait
+    }
+
+    /// Counts a request as waiting.
+    ///
+    /// # Errors
+    /// Too many wait already, or this one has waited as long as it may.
+    pub fn sit_down<'d>(&'d self, trail: &'d Trail, bytes: usize) -> Result<Seat<'d>, Fault> {
+        let left = self.limits.max_wait.saturating_sub(trail.held());
+        if left.is_zero() {
+            return Err(self.waited(trail, &self.lane.view()));
+        }
+        let config::Hold {
+            max_requests,
+            max_bytes,
+            ..
+        } = self.limits;
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let held = self.lane.hold(max_requests, bytes, max_bytes);
+        let too_many = || {
+            let why = self.lane.view().why.clone();
+            Fault::Unavailable(Unavailable::TooMany { why })
+        };
+        let since = clock::now();
+        Ok(Seat {
+            desk: self,
+            trail,
+            since,
+            until: since + left,
+            _held: held.ok_or_else(too_many)?,
+        })
+    }
+
+    /// Admits a request that comes again; see [`Until`].
+    ///
+    /// # Errors
+    /// Nobody took it in time, or too many wait already.
+    pub async fn readmit(
+        &self,
+        class: Class,
+        trail: &Trail,
+        bytes: usize,
+        former: u64,
+        until: Until,
+    ) -> Result<Ticket, Fault> {
+        let moment = match until {
+            Until::Now => match self.lane.admit(class) {
+                Admission::Go(ticket) => return Ok(self.hopeful(ticket, former)),
+                Admission::Hold { .. } => None,
+            },
+            Until::Moment(moment) => Some(moment),
+        };
+        let seat = self.sit_down(trail, bytes)?;
+        if let Some(moment) = moment {
+            let mut changes = self.lane.steering().changes();
+            let mut mended = self.breakers.changes();
+            if self.lane.current().turn == former {
+                seat.wait(&mut changes, &mut mended, moment).await;
+            }
+        }
+        seat.admit(class, former).await
+    }
+
+    /// A node that the control plane sends requests to anew is one that it has reason to believe in.
+    fn hopeful(&self, ticket: Ticket, former: u64) -> Ticket {
+        if ticket.turn() > former {
+            self.breakers.hope(ticket.node(), ticket.turn());
+        }
+        ticket
+    }
+
+    fn waited(&self, trail: &Trail, view: &View) -> Fault {
+        Fault::Unavailable(Unavailable::Waited {
+            waited: trail.held().max(self.limits.max_wait),
+            why: view.why.clone(),
+        })
+    }
+}
+
+/// A waiting request. Its time counts until this is dropped.
+#[derive(Debug)]
+pub struct Seat<'d> {
+    desk: &'d Desk,
+    trail: &'d Trail,
+    since: Instant,
+    until: Instant,
+    _held: Held,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let took = clock::now().saturating_duration_since(self.since);
+        self.trail.held_for(took);
+        self.desk.numbers.held(took);
+    }
+}
+
+impl Seat<'_> {
+    /// When it has waited as long as it may.
+    #[must_use]
+    pub const fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// What to tell when it has waited in vain.
+    #[must_use]
+    pub fn in_vain(&self, view: &View) -> Fault {
+        self.desk.waited(self.trail, view)
+    }
+
+    /// Waits until a view admits the request; `former` is the one that was looked at before.
+    ///
+    /// # Errors
+    /// None did in time.
+    pub async fn admit(&self, class: Class, former: u64) -> Result<Ticket, Fault> {
+        let mut changes = self.desk.lane.steering().changes();
+        loop {
+            match self.desk.lane.admit(class) {
+                Admission::Go(ticket) => return Ok(self.desk.hopeful(ticket, former)),
+                Admission::Hold { view } => {
+                    if clock::now() >= self.until {
+                        return Err(self.in_vain(&view));
+                    }
+                }
+            }
+            tokio::select! {
+                _ = changes.changed() => (),
+                () = clock::sleep_until(self.until) => (),
+            }
+        }
+    }
+
+    /// Waits for a new view, a change of a breaker, or `moment`, whichever is first.
+    async fn wait(
+        &self,
+        changes: &mut watch::Receiver<u64>,
+        mended: &mut watch::Receiver<u64>,
+        moment: Instant,
+    ) {
+        tokio::select! {
+            _ = changes.changed() => (),
+            _ = mended.changed() => (),
+            () = clock::sleep_until(moment.min(self.until)) => (),
+        }
+    }
+}
+
+/// Safe methods may go where nothing may be written.
+#[must_use]
+pub fn class(method: &Method) -> Class {
+    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        Class::Safe
+    } else {
+        Class::Write
+    }
+}
+
+/// Puts a [`Hold`] around a service.
+#[derive(Clone, Debug)]
+pub struct HoldLayer(Rc<Desk>);
+
+impl HoldLayer {
+    /// At this desk.
+    #[must_use]
+    pub const fn new(desk: Rc<Desk>) -> Self {
+        Self(desk)
+    }
+}
+
+impl<S> Layer<S> for HoldLayer {
+    type Service = Hold<S>;
+
+    fn layer(&self, inner: S) -> Hold<S> {
+        Hold {
+            inner,
+            desk: Rc::clone(&self.0),
+        }
+    }
+}
+
+/// Admits requests, or holds them.
+#[derive(Clone, Debug)]
+pub struct Hold<S> {
+    inner: S,
+    desk: Rc<Desk>,
+}
+
+impl<S> Service<Request> for Hold<S>
+where
+    S: Service<Admitted, Response = Response, Error = Fault> + Clone + Unpin,
+    S::Future: Unpin,
+{
+    type Response = Response;
+    type Error = Fault;
+    type Future = Holding<S>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Holding<S> {
+        let class = class(&request.head.method);
+        match self.desk.lane.admit(class) {
+            Admission::Go(ticket) => {
+                Holding(State::Gone(self.inner.call(Admitted { request, ticket })))
+            }
+            Admission::Hold { view } => {
+                let (desk, trail) = (Rc::clone(&self.desk), Rc::clone(&request.trail));
+                let bytes = request.head.size();
+                let ticket = Box::pin(async move {
+                    let seat = desk.sit_down(&trail, bytes)?;
+                    seat.admit(class, view.turn).await
+                });
+                let next = Some((request, self.inner.clone()));
+                Holding(State::Waiting(ticket, next))
+            }
+        }
+    }
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Result<Ticket, Fault>>>>;
+
+/// A request that waits, or is on its way.
+#[must_use]
+pub struct Holding<S: Service<Admitted>>(State<S>);
+
+enum State<S: Service<Admitted>> {
+    /// For a ticket, to go there.
+    Waiting(Waiting, Option<(Request, S)>),
+    Gone(S::Future),
+}
+
+impl<S: Service<Admitted>> std::fmt::Debug for Holding<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Holding").finish_non_exhaustive()
+    }
+}
+
+impl<S> Future for Holding<S>
+where
+    S: Service<Admitted, Response = Response, Error = Fault> + Unpin,
+    S::Future: Unpin,
+{
+    type Output = Result<Response, Fault>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self(state) = self.get_mut();
+        loop {
+            match state {
+                State::Gone(call) => return Pin::new(call).poll(context),
+                State::Waiting(ticket, next) => {
+                    let ticket = ready!(ticket.as_mut().poll(context))?;
+                    let Some((request, mut inner)) = next.take() else {
+                        return Poll::Pending;
+                    };
+                    *state = State::Gone(inner.call(Admitted { request, ticket }));
+                }
+            }
+        }
+    }
+}

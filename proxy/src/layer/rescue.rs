@@ -1,0 +1,340 @@
+//! The only place where an error becomes a response: an RFC 9457 problem for people and programs, an RFC 9209 `Proxy-Status`
+//! for whoever looks into chains of proxies, and `Retry-After` where waiting helps.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use std::convert::Infallible;
+use tower::{Layer, Service};
+
+use crate::exchange::fields::FieldSet;
+use crate::exchange::{
+    Body, Cause, Closer, Fault, Reach, Request, Response, Trail, Unavailable, Unconfirmed,
+    UpstreamFault,
+};
+
+/// What a client that is turned away should wait before it comes again, in seconds: a promotion takes less.
+const COME_AGAIN: &str = "1";
+/// What a client may use instead of a method that is never forwarded.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// Puts a [`Rescue`] around a service.
+#[derive(Clone, Copy, Debug)]
+pub struct RescueLayer;
+
+impl<S> Layer<S> for RescueLayer {
+    type Service = Rescue<S>;
+
+    fn layer(&self, inner: S) -> Rescue<S> {
+        Rescue { inner }
+    }
+}
+
+/// Answers what the service inside could not.
+#[derive(Clone, Debug)]
+pub struct Rescue<S> {
+    inner: S,
+}
+
+impl<S> Service<Request> for Rescue<S>
+where
+    S: Service<Request, Response = Response, Error = Fault>,
+    S::Future: Unpin,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Rescuing<S::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Rescuing<S::Future> {
+        let trail = Rc::clone(&request.trail);
+        Rescuing {
+            call: self.inner.call(request),
+            trail,
+        }
+    }
+}
+
+/// A request that will be answered.
+#[derive(Debug)]
+#[must_use]
+pub struct Rescuing<F> {
+    call: F,
+    trail: Rc<Trail>,
+}
+
+impl<F> Future for Rescuing<F>
+where
+    F: Future<Output = Result<Response, Fault>> + Unpin,
+{
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        Poll::Ready(Ok(match ready!(Pin::new(&mut this.call).poll(context)) {
+            Ok(response) => response,
+            Err(fault) => {
+                this.trail.closed_by(if matches!(fault, Fault::BodyBroken) {
+                    Closer::Client
+                } else {
+                    Closer::Proxy
+                });
+                tracing::debug!(%fault, "answer in the node's stead");
+                response(&fault)
+            }
+        }))
+    }
+}
+
+/// What a fault is called.
+struct Named {
+    status: StatusCode,
+    /// The error type of RFC 9209 §2.3.
+    error: &'static str,
+    detail: String,
+}
+
+/// Makes the response to a fault.
+#[must_use]
+pub fn response(fault: &Fault) -> Response {
+    let Named {
+        status,
+        error,
+        detail,
+    } = name(fault);
+    let title = status.canonical_reason().unwrap_or("Error");
+    let problem = serde_json::json!({
+        "type": "about:blank",
+        "title": title,
+        "status": status.as_u16(),
+        "detail": detail,
+    });
+    let body = Bytes::from(problem.to_string());
+    let proxy_status = format!("hotwarm; error={error}; details=\"{}\"", quoted(&detail));
+    let mut response = Response::new(status, Body::full(body));
+    response.last = matches!(
+        fault,
+        Fault::Request { .. } | Fault::HeadTooSlow | Fault::BodyBroken | Fault::BodyTooSlow
+    );
+    let fields = &mut response.fields;
+    fields.add("Content-Type", b"application/problem+json");
+    fields.add("Cache-Control", b"no-store");
+    fields.add("Proxy-Status", proxy_status.as_bytes());
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        fields.add("Retry-After", COME_AGAIN.as_bytes());
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        fields.add("Allow", METHODS.as_bytes());
+    }
+    response
+}
+
+/// The response to a fault as bytes, for connections that nobody reads a request from.
+#[must_use]
+pub fn raw(fault: &Fault) -> Bytes {
+    let response = response(fault);
+    let (code, reason) = (response.status.as_u16(), response.reason());
+    let mut text = format!("HTTP/1.1 {code} ").into_bytes();
+    text.extend_from_slice(reason);
+    text.extend_from_slice(b"\r\n");
+    response.fields.write(&mut text, FieldSet::NONE);
+    let Body::Full(body) = response.body else {
+        return Bytes::new();
+    };
+    let end = format!(
+        "Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    text.extend_from_slice(end.as_bytes());
+    text.extend_from_slice(&body);
+    text.into()
+}
+
+fn name(fault: &Fault) -> Named {
+    let named = |status, error, detail: String| Named {
+        status,
+        error,
+        detail,
+    };
+    match fault {
+        Fault::Request { status, why } => named(*status, "http_request_error", (*why).to_owned()),
+        Fault::BodyBroken => named(
+            StatusCode::BAD_REQUEST,
+            "http_request_error",
+            "the request's body is malformed or ended early".to_owned(),
+        ),
+        Fault::BodyTooSlow => named(
+            StatusCode::REQUEST_TIMEOUT,
+            "http_request_error",
+            "the request's body made no progress for too long".to_owned(),
+        ),
+        Fault::HeadTooSlow => named(
+            StatusCode::REQUEST_TIMEOUT,
+            "http_request_error",
+            "the request's head was not complete in time".to_owned(),
+        ),
+        Fault::NoService => named(
+            StatusCode::NOT_FOUND,
+            "destination_not_found",
+            "no service is configured for this host".to_owned(),
+        ),
+        Fault::Unavailable(why) => named(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "destination_unavailable",
+            unavailable(why),
+        ),
+        Fault::Upstream(fault) => upstream(fault),
+        Fault::Unconfirmed(Unconfirmed::Unreplicated) => named(
+            StatusCode::GATEWAY_TIMEOUT,
+            "http_response_timeout",
+            "the write stands on the primary, its replication is unconfirmed".to_owned(),
+        ),
+        Fault::Unconfirmed(Unconfirmed::Outdated) => named(
+            StatusCode::GATEWAY_TIMEOUT,
+            "http_response_timeout",
+            "the primary was replaced before the write was confirmed; whether it stands is unknown"
+                .to_owned(),
+        ),
+    }
+}
+
+fn unavailable(why: &Unavailable) -> String {
+    let because = |why: &Option<std::sync::Arc<str>>| {
+        why.as_ref()
+            .map_or_else(String::new, |why| format!(": {why}"))
+    };
+    match why {
+        Unavailable::Waited { waited, why } => {
+            let waited = shown(*waited);
+            format!("no node took the request within {waited}{}", because(why))
+        }
+        Unavailable::TooMany { why } => {
+            format!("too many requests are waiting for a node{}", because(why))
+        }
+        Unavailable::Connections => "all connections are taken".to_owned(),
+    }
+}
+
+fn shown(span: Duration) -> String {
+    shared::config::Span(span).to_string()
+}
+
+fn upstream(fault: &UpstreamFault) -> Named {
+    let (status, error) = match fault.cause {
+        Cause::Refused => (StatusCode::BAD_GATEWAY, "connection_refused"),
+        Cause::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
+        Cause::NameLookup => (StatusCode::BAD_GATEWAY, "dns_error"),
+        Cause::Closed | Cause::Io(_) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
+        Cause::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
+        Cause::IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_read_timeout"),
+        Cause::Malformed(_) => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        Cause::Broken(_) => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
+        Cause::Full => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
+        Cause::Abandoned => (StatusCode::GATEWAY_TIMEOUT, "connection_terminated"),
+    };
+    let sent = match fault.reach {
+        Reach::Connect | Reach::Unsent => "the request was not sent",
+        Reach::Sent | Reach::Head | Reach::Body => "whether the request was carried out is unknown",
+    };
+    Named {
+        status,
+        error,
+        detail: format!("{}; {sent}", fault.cause),
+    }
+}
+
+/// Text as it may stand in a quoted string of a structured field (RFC 9651 §3.3.3).
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            ' '..='~' => out.push(c),
+            _ => out.push('?'),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::NodeId;
+
+    fn problem(fault: &Fault) -> (u16, serde_json::Value, String) {
+        let response = response(fault);
+        let Body::Full(body) = &response.body else {
+            panic!("no body");
+        };
+        let value = serde_json::from_slice(body).unwrap();
+        (
+            response.status.as_u16(),
+            value,
+            field(&response, "Proxy-Status").unwrap(),
+        )
+    }
+
+    fn field(response: &Response, name: &str) -> Option<String> {
+        let mut text = Vec::new();
+        response.fields.write(&mut text, FieldSet::NONE);
+        let text = String::from_utf8(text).unwrap();
+        let fields = text.lines().filter_map(|line| line.split_once(": "));
+        fields
+            .clone()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.to_owned())
+    }
+
+    #[test]
+    fn a_problem_says_what_happened_in_both_forms() {
+        let fault = Fault::Upstream(UpstreamFault {
+            node: NodeId(0),
+            reach: Reach::Sent,
+            cause: Cause::Closed,
+        });
+        let (status, problem, proxy_status) = problem(&fault);
+        assert_eq!((status, problem["status"].as_u64()), (502, Some(502)));
+        assert_eq!(problem["title"], "Bad Gateway");
+        let detail =
+            "connection closed by the node; whether the request was carried out is unknown";
+        assert_eq!(problem["detail"], detail);
+        let expected = format!("hotwarm; error=connection_terminated; details=\"{detail}\"");
+        assert_eq!(proxy_status, expected);
+    }
+
+    #[test]
+    fn who_is_turned_away_is_told_when_to_come_again_and_why() {
+        let fault = Fault::Unavailable(Unavailable::Waited {
+            waited: Duration::from_secs(10),
+            why: Some("the \"primary\" is in trouble — crash".into()),
+        });
+        let (status, _, proxy_status) = problem(&fault);
+        assert_eq!(status, 503);
+        assert!(
+            proxy_status.contains("within 10s: the \\\"primary\\\" is in trouble ? crash"),
+            "{proxy_status}"
+        );
+        assert_eq!(
+            field(&response(&fault), "Retry-After").as_deref(),
+            Some("1")
+        );
+        let not_allowed = Fault::Request {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            why: "never forwarded",
+        };
+        assert!(field(&response(&not_allowed), "Allow").is_some());
+        let text = String::from_utf8(raw(&not_allowed).to_vec()).unwrap();
+        assert!(
+            text.starts_with("HTTP/1.1 405 Method Not Allowed\r\n"),
+            "{text}"
+        );
+        assert!(text.contains("\r\nConnection: close\r\n\r\n{"), "{text}");
+    }
+}

@@ -1,0 +1,21 @@
+//! Decisions: values in, values out. Nothing here waits, reads a clock or touches the world.
+
+pub mod breaker;
+pub mod failover;
+pub mod health;
+pub mod network;
+pub mod outcome;
+pub mod retry;
+pub mod route;
+
+/// One node of a service, by its place in the configuration: "first listed" is the smallest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u8);
+
+impl NodeId {
+    /// Its place in the service's list of nodes.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}

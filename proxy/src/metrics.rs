@@ -1,0 +1,225 @@
+//! Every number the proxy counts in. Families are registered once and handed down; names are a contract with dashboards.
+//!
+//! Nothing on the request path touches a family: workers keep their own counts ([`local`]) and add them up a few times a
+//! second.
+
+pub mod local;
+
+use prometheus::opts;
+use shared::metrics::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, REQUEST_SECONDS, Registry,
+    SHORT_SECONDS, register,
+};
+
+/// Buckets for outages and holds, in seconds: 10 ms to 5 minutes.
+const OUTAGE_SECONDS: &[f64] = &[
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+
+/// Every family.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Where they are registered.
+    pub registry: Registry,
+    /// Finished requests.
+    pub requests: IntCounterVec,
+    /// From the head of a request to the end of its response.
+    pub request_seconds: HistogramVec,
+    /// From an attempt's start to the head of the node's response.
+    pub upstream_seconds: HistogramVec,
+    /// Connections to nodes, idle and active.
+    pub upstream_connections: IntGaugeVec,
+    /// Attempts beyond the first, by the class of the one that failed.
+    pub retries: IntCounterVec,
+    /// 0 closed, 1 half-open, 2 open.
+    pub breaker_state: IntGaugeVec,
+    /// Whether a node passes its health checks.
+    pub node_up: IntGaugeVec,
+    /// Whether a node is primary.
+    pub node_primary: IntGaugeVec,
+    /// The epoch in force.
+    pub epoch: IntGaugeVec,
+    /// Changes of primary, by kind.
+    pub failovers: IntCounterVec,
+    /// How long nobody took writes.
+    pub failover_unavailable_seconds: HistogramVec,
+    /// Promotions that were needed and refused, by reason.
+    pub promotions_refused: IntCounterVec,
+    /// Requests held at this moment.
+    pub held_requests: IntGaugeVec,
+    /// How long requests were held.
+    pub hold_seconds: HistogramVec,
+    /// How long responses waited for a standby.
+    pub ack_wait_seconds: HistogramVec,
+    /// Responses released without a standby, after the wait was over.
+    pub ack_degraded: IntCounterVec,
+    /// How far behind a standby is, in seconds.
+    pub replication_lag_seconds: GaugeVec,
+    /// How far behind a standby is, in bytes.
+    pub replication_lag_bytes: IntGaugeVec,
+    /// Clients connected.
+    pub client_connections: IntGaugeVec,
+    /// Reloads of the configuration, by result.
+    pub config_reloads: IntCounterVec,
+    /// Lines of the access log that were dropped because the disk did not keep up.
+    pub access_log_dropped: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers every family.
+    ///
+    /// # Panics
+    /// When called twice for one registry: a fault of the program.
+    #[must_use]
+    pub fn register(registry: &Registry) -> Self {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntCounterVec::new(opts!(name, help), labels))
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntGaugeVec::new(opts!(name, help), labels))
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(registry, HistogramVec::new(options, labels))
+        };
+        let (service, node) = (&["service"][..], &["service", "node"][..]);
+        Self {
+            requests: counter(
+                "hotwarm_requests_total",
+                "Finished requests; node is empty when none answered",
+                &["service", "node", "method", "code"],
+            ),
+            request_seconds: histogram(
+                "hotwarm_request_duration_seconds",
+                "From the head of a request to the end of its response",
+                REQUEST_SECONDS,
+                service,
+            ),
+            upstream_seconds: histogram(
+                "hotwarm_upstream_duration_seconds",
+                "From an attempt's start to the head of the node's response",
+                REQUEST_SECONDS,
+                node,
+            ),
+            upstream_connections: gauge(
+                "hotwarm_upstream_connections",
+                "Connections to nodes",
+                &["service", "node", "state"],
+            ),
+            retries: counter(
+                "hotwarm_retries_total",
+                "Attempts beyond the first, by what is known of the one before",
+                &["service", "reason"],
+            ),
+            breaker_state: gauge(
+                "hotwarm_breaker_state",
+                "0 closed, 1 half-open, 2 open",
+                node,
+            ),
+            node_up: gauge(
+                "hotwarm_node_up",
+                "Whether a node passes its health checks",
+                node,
+            ),
+            node_primary: gauge("hotwarm_node_primary", "Whether a node is primary", node),
+            epoch: gauge("hotwarm_epoch", "The epoch in force", service),
+            failovers: counter(
+                "hotwarm_failovers_total",
+                "Changes of primary",
+                &["service", "kind"],
+            ),
+            failover_unavailable_seconds: histogram(
+                "hotwarm_failover_unavailable_seconds",
+                "How long nobody took writes",
+                OUTAGE_SECONDS,
+                service,
+            ),
+            promotions_refused: counter(
+                "hotwarm_promotions_refused_total",
+                "Promotions that were needed and refused",
+                &["service", "reason"],
+            ),
+            held_requests: gauge(
+                "hotwarm_held_requests",
+                "Requests held at this moment",
+                service,
+            ),
+            hold_seconds: histogram(
+                "hotwarm_hold_seconds",
+                "How long requests were held",
+                OUTAGE_SECONDS,
+                service,
+            ),
+            ack_wait_seconds: histogram(
+                "hotwarm_ack_wait_seconds",
+                "How long responses waited for a standby",
+                SHORT_SECONDS,
+                service,
+            ),
+            ack_degraded: counter(
+                "hotwarm_ack_degraded_total",
+                "Responses released without a standby after the wait was over",
+                service,
+            ),
+            replication_lag_seconds: register(
+                registry,
+                GaugeVec::new(
+                    opts!(
+                        "hotwarm_replication_lag_seconds",
+                        "How far behind a standby is"
+                    ),
+                    node,
+                ),
+            ),
+            replication_lag_bytes: gauge(
+                "hotwarm_replication_lag_bytes",
+                "How far behind a standby is",
+                node,
+            ),
+            client_connections: gauge(
+                "hotwarm_client_connections",
+                "Clients connected",
+                &["listener"],
+            ),
+            config_reloads: counter(
+                "hotwarm_config_reloads_total",
+                "Reloads of the configuration",
+                &["result"],
+            ),
+            access_log_dropped: counter(
+                "hotwarm_access_log_dropped_total",
+                "Access log lines dropped because the disk did not keep up",
+                &[],
+            ),
+            registry: registry.clone(),
+        }
+    }
+}
+
+impl Default for Metrics {
+    /// Registers into a registry of its own, for tests.
+    fn default() -> Self {
+        Self::register(&Registry::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_of_the_contract_is_registered() {
+        let metrics = Metrics::default();
+        metrics.access_log_dropped.with_label_values::<&str>(&[]);
+        metrics
+            .requests
+            .with_label_values(&["s", "n", "GET", "200"]);
+        metrics.epoch.with_label_values(&["s"]).set(3);
+        let text = String::from_utf8(shared::metrics::render(&metrics.registry)).unwrap();
+        assert!(text.contains("hotwarm_epoch{service=\"s\"} 3"), "{text}");
+        assert!(text.contains(
+            "hotwarm_requests_total{code=\"200\",method=\"GET\",node=\"n\",service=\"s\"} 0"
+        ));
+        assert!(text.contains("hotwarm_access_log_dropped_total 0"));
+    }
+}

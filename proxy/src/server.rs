@@ -1,0 +1,220 @@
+//! Towards clients: accept, one task per connection, drain.
+//!
+//! HTTP/1.1 is spoken by a codec of our own, for two reasons: what can be read in two ways is refused where it is read (both
+//! framings at once, say, which a library has resolved before we see it), and fields that nobody looks at are passed on as
+//! bytes, which is most of what a proxy does.
+//!
+//! Time is kept here for a head that does not come, a connection that is idle, and a response that is not read. (A body that
+//! does not come is noticed where it is read, see `exchange::Replay`.)
+
+mod connection;
+mod head;
+mod line;
+mod outgoing;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shared::clock;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+pub use self::connection::Serves;
+use self::line::Line;
+pub use self::outgoing::Dates;
+use crate::config::Limits;
+use crate::exchange::Deadlines;
+
+/// Rest when the system has no more sockets to give.
+const REST: Duration = Duration::from_millis(50);
+/// Connections of one worker that are turned away with words at once; more are turned away without.
+const POLITE_MOST: usize = 64;
+/// How long a connection that was answered for the last time may still send.
+const LINGER: Duration = Duration::from_secs(2);
+/// How much it may send, in bytes.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// What one worker needs to serve clients of one listener.
+pub struct Front<S> {
+    /// What requests are given to.
+    pub service: Rc<RefCell<S>>,
+    /// What clients may take.
+    pub limits: Limits,
+    /// The worker's deadlines.
+    pub deadlines: Deadlines,
+    /// The listener's connections, over all workers.
+    pub connected: Arc<AtomicUsize>,
+    /// What a client is told when there are too many.
+    pub too_many: Bytes,
+    /// The present second, as responses say it.
+    pub dates: Dates,
+    /// The worker's connections and whether they shall end.
+    pub house: Rc<House>,
+}
+
+impl<S> fmt::Debug for Front<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One worker's connections.
+#[derive(Debug, Default)]
+pub struct House {
+    closing: Cell<bool>,
+    guests: Cell<usize>,
+    polite: Cell<usize>,
+    changed: Notify,
+}
+
+impl House {
+    /// No connection takes another request after the one it is at. Wake the deadlines after this.
+    pub fn close(&self) {
+        self.closing.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether it is closing.
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Waits until it is closing.
+    pub async fn closing(&self) {
+        while !self.closing.get() {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Waits until every connection has ended.
+    pub async fn empty(&self) {
+        while self.guests.get() > 0 {
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// A connection's place in the counts.
+struct Guest {
+    house: Rc<House>,
+    connected: Arc<AtomicUsize>,
+}
+
+impl Guest {
+    fn enter<S>(front: &Front<S>) -> (Self, usize) {
+        front.house.guests.set(front.house.guests.get() + 1);
+        let others = front.connected.fetch_add(1, Relaxed);
+        let guest = Self {
+            house: Rc::clone(&front.house),
+            connected: Arc::clone(&front.connected),
+        };
+        (guest, others)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.connected.fetch_sub(1, Relaxed);
+        self.house
+            .guests
+            .set(self.house.guests.get().saturating_sub(1));
+        if self.house.guests.get() == 0 {
+            self.house.changed.notify_waiters();
+        }
+    }
+}
+
+/// Accepts until the house closes; then what is already in the queue, because those clients think they are connected.
+pub async fn accept<S: Serves>(listener: TcpListener, front: Rc<Front<S>>) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => receive(stream, peer, &front),
+                Err(error) if is_momentary(&error) => (),
+                Err(error) => {
+                    tracing::warn!(%error, "accept a connection");
+                    clock::sleep(REST).await;
+                }
+            },
+            () = front.house.closing() => break,
+        }
+    }
+    loop {
+        let queued = poll_fn(|context| match listener.poll_accept(context) {
+            Poll::Ready(accepted) => Poll::Ready(accepted.ok()),
+            Poll::Pending => Poll::Ready(None),
+        });
+        match queued.await {
+            Some((stream, peer)) => receive(stream, peer, &front),
+            None => return,
+        }
+    }
+}
+
+/// Whether the fault was with one client and is over.
+fn is_momentary(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::ConnectionAborted
+            | std::io::ErrorKind::ConnectionReset
+            | std::io::ErrorKind::Interrupted
+            | std::io::ErrorKind::WouldBlock
+    )
+}
+
+fn receive<S: Serves>(stream: TcpStream, peer: SocketAddr, front: &Rc<Front<S>>) {
+    let (guest, others) = Guest::enter(front);
+    if others < front.limits.max_connections {
+        spawn_local(connection::serve(
+            stream,
+            peer.ip(),
+            Rc::clone(front),
+            guest,
+        ));
+        return;
+    }
+    let house = &front.house;
+    if house.polite.get() < POLITE_MOST {
+        house.polite.set(house.polite.get() + 1);
+        let (house, words) = (Rc::clone(house), front.too_many.clone());
+        spawn_local(async move {
+            turn_away(stream, &words).await;
+            house.polite.set(house.polite.get() - 1);
+            drop(guest);
+        });
+    }
+}
+
+async fn turn_away(mut stream: TcpStream, words: &[u8]) {
+    // Whoever does not take the words is gone without them.
+    if timeout(LINGER, stream.write_all(words)).await.is_ok() {
+        linger(&Line::new(stream)).await;
+    }
+}
+
+/// Ends a connection whose client may still be sending: closing it at once would destroy the response on its way.
+async fn linger(line: &Line<TcpStream>) {
+    let mut left = LINGER_BYTES;
+    let _ = timeout(
+        LINGER,
+        poll_fn(|context| line.poll_linger(&mut left, context)),
+    )
+    .await;
+}

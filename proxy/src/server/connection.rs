@@ -1,0 +1,321 @@
+//! One client's connection: its requests one after another, and the time it may take for each thing.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Version};
+use shared::clock;
+use tokio::net::TcpStream;
+
+use super::head::{self, Parsed, Refused};
+use super::line::Line;
+use super::outgoing::{Asked, Broken, Outgoing};
+use super::{Front, Guest, linger};
+use crate::exchange::{Body, Deadline, Fault, Head, Peer, Request, Response, Trail};
+
+/// No request waits this long without a deadline of its own inside.
+const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// An idle connection gives its memory back after this long.
+const REST_AFTER: Duration = Duration::from_secs(1);
+/// A buffer that has grown beyond this is not kept for the next response, in bytes.
+const KEPT_MOST: usize = 32 << 10;
+
+/// What the server wants of a service, in one word.
+pub trait Serves:
+    tower::Service<
+        Request,
+        Response = Response<Self::Body>,
+        Error = Infallible,
+        Future = Self::Call,
+    > + 'static
+{
+    /// The response's body.
+    type Body: http_body::Body<Data = Bytes, Error = Fault> + Unpin + 'static;
+    /// The response on its way.
+    type Call: Future<Output = Result<Response<Self::Body>, Infallible>> + Unpin + 'static;
+}
+
+impl<S, B, F> Serves for S
+where
+    S: tower::Service<Request, Response = Response<B>, Error = Infallible, Future = F> + 'static,
+    B: http_body::Body<Data = Bytes, Error = Fault> + Unpin + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Unpin + 'static,
+{
+    type Body = B;
+    type Call = F;
+}
+
+/// What follows a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Another, now or later.
+    Again,
+    /// Nothing: the connection is closed.
+    Close,
+    /// Nothing, but the client may still be sending, and must get to read the answer.
+    Linger,
+    /// Nothing, and the client must not take what it got for whole.
+    Reset,
+}
+
+/// One connection.
+struct Session<S> {
+    front: Rc<Front<S>>,
+    line: Rc<Line<TcpStream>>,
+    peer: Rc<Peer>,
+    deadline: Deadline,
+    out: Vec<u8>,
+    /// Whether nothing has come yet.
+    new: bool,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve<S: Serves>(
+    stream: TcpStream,
+    peer: IpAddr,
+    front: Rc<Front<S>>,
+    guest: Guest,
+) {
+    let limits = front.limits;
+    let mut session = Session {
+        line: Line::new(stream),
+        peer: Peer::new(peer, limits.body_idle_timeout),
+        deadline: front.deadlines.after(limits.header_timeout),
+        front,
+        out: Vec::new(),
+        new: true,
+    };
+    let after = loop {
+        // On the heap, so that an idle connection does not carry the size of a busy one.
+        match Box::pin(session.work()).await {
+            After::Again if session.rest().await => (),
+            After::Again => break After::Close,
+            after @ (After::Close | After::Linger | After::Reset) => break after,
+        }
+    };
+    session.end(after).await;
+    drop(guest);
+}
+
+impl<S: Serves> Session<S> {
+    /// Serves requests until the connection has been idle for a while or must end.
+    async fn work(&mut self) -> After {
+        loop {
+            let after = match self.next().await {
+                Next::Request(parsed) => self.exchange(parsed).await,
+                Next::Refused(refused) => self.refuse(refused).await,
+                Next::Idle => return After::Again,
+                Next::End => return After::Close,
+            };
+            if after != After::Again {
+                return after;
+            }
+        }
+    }
+
+    /// Waits with next to no memory for something to come; false when nothing will.
+    async fn rest(&mut self) -> bool {
+        self.line.rest();
+        self.out = Vec::new();
+        let idle = self.front.limits.idle_timeout;
+        self.deadline.move_to(idle.saturating_sub(REST_AFTER));
+        poll_fn(|context| {
+            if self
+                .line
+                .with_io(|stream| stream.poll_read_ready(context))
+                .is_ready()
+            {
+                return Poll::Ready(true);
+            }
+            if self.front.house.is_closing() || self.deadline.has_passed(context) {
+                return Poll::Ready(false);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits for the next request's head.
+    async fn next(&mut self) -> Next {
+        let owed = self.front.limits.header_timeout;
+        let mut waiting = Waiting {
+            seen: 0,
+            // A new connection owes a request; later ones may be idle.
+            begun: std::mem::take(&mut self.new),
+        };
+        self.deadline
+            .move_to(if waiting.begun { owed } else { REST_AFTER });
+        poll_fn(|context| self.poll_next(&mut waiting, context)).await
+    }
+
+    fn poll_next(&self, waiting: &mut Waiting, context: &mut Context<'_>) -> Poll<Next> {
+        let limits = &self.front.limits;
+        loop {
+            let mut incoming = self.line.incoming.borrow_mut();
+            if incoming.len() > waiting.seen {
+                match head::request(&mut incoming, waiting.seen, limits) {
+                    Ok(None) => waiting.seen = incoming.len(),
+                    Ok(Some(parsed)) => return Poll::Ready(Next::Request(parsed)),
+                    Err(refused) => return Poll::Ready(Next::Refused(refused)),
+                }
+            }
+            let has_begun = !incoming.is_empty();
+            drop(incoming);
+            if has_begun && !waiting.begun {
+                waiting.begun = true;
+                self.deadline.move_to(limits.header_timeout);
+            }
+            if !has_begun && self.front.house.is_closing() {
+                return Poll::Ready(Next::End);
+            }
+            match self.line.poll_head(context) {
+                Poll::Ready(Ok(read)) if read > 0 => continue,
+                Poll::Ready(_) => return Poll::Ready(Next::End),
+                Poll::Pending if !self.deadline.has_passed(context) => return Poll::Pending,
+                Poll::Pending => (),
+            }
+            return Poll::Ready(match (has_begun, waiting.begun) {
+                (true, _) => Next::Refused(Refused {
+                    head: None,
+                    fault: Fault::HeadTooSlow,
+                }),
+                (false, true) => Next::End,
+                (false, false) => Next::Idle,
+            });
+        }
+    }
+
+    async fn refuse(&mut self, refused: Refused) -> After {
+        let head = refused.head;
+        let head = head.unwrap_or_else(|| Rc::new(Head::plain(Method::GET, "")));
+        let asked = Asked::new(&head.method, Version::HTTP_11, false);
+        let request = self.request(head, Body::Empty, Some(refused.fault));
+        self.answer(request, asked).await;
+        After::Linger
+    }
+
+    async fn exchange(&mut self, parsed: Parsed) -> After {
+        let Parsed {
+            head,
+            framing,
+            persistent,
+            expects,
+        } = parsed;
+        let asked = Asked::new(&head.method, head.version, persistent);
+        let body = self.line.begin_body(framing, expects);
+        let request = self.request(head, body, None);
+        self.answer(request, asked).await
+    }
+
+    fn request(&self, head: Rc<Head>, body: Body, fault: Option<Fault>) -> Request {
+        Request {
+            head,
+            body,
+            fault,
+            trail: Rc::new(Trail::new(clock::now(), Rc::clone(&self.peer))),
+        }
+    }
+
+    async fn answer(&mut self, request: Request, asked: Asked) -> After {
+        // Whoever has the request keeps the time.
+        self.deadline.move_to(NO_LIMIT);
+        // The stack is always ready, so one of them serves all connections.
+        let mut call = self.front.service.borrow_mut().call(request);
+        let line = Rc::clone(&self.line);
+        let response = poll_fn(|context| {
+            if let Poll::Ready(Ok(response)) = Pin::new(&mut call).poll(context) {
+                return Poll::Ready(Some(response));
+            }
+            if line.is_gone(context) {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        });
+        match response.await {
+            Some(response) => self.respond(response, asked).await,
+            None => After::Close,
+        }
+    }
+
+    async fn respond(&mut self, response: Response<S::Body>, asked: Asked) -> After {
+        self.line.keep_word();
+        let unread = !self.line.has_body_ended();
+        // A client that is refused may go on sending what nobody reads.
+        let last = response.last || unread && !response.status.is_success();
+        let asked = Asked {
+            persistent: asked.persistent && !last && !self.front.house.is_closing(),
+            ..asked
+        };
+        let mut out = std::mem::take(&mut self.out);
+        let mut outgoing = Outgoing::new(response, asked, &self.front.dates, &mut out);
+        let mut writes = None;
+        let written = poll_fn(|context| {
+            if let Poll::Ready(written) = outgoing.poll(&self.line, &mut out, context) {
+                return Poll::Ready(written);
+            }
+            let stuck = outgoing.is_blocked(&out) && self.is_stuck(&mut writes, context);
+            if stuck || self.line.is_gone(context) {
+                return Poll::Ready(Err(Broken::Client));
+            }
+            Poll::Pending
+        });
+        let written = written.await;
+        if out.capacity() <= KEPT_MOST {
+            out.clear();
+            self.out = out;
+        }
+        match written {
+            Ok(()) if !self.line.has_body_ended() => After::Linger,
+            Ok(()) if outgoing.persistent => After::Again,
+            Ok(()) if last => After::Linger,
+            Ok(()) | Err(Broken::Client | Broken::Source { silent: false }) => After::Close,
+            Err(Broken::Source { silent: true }) => After::Reset,
+        }
+    }
+
+    /// Whether the client has not taken anything for as long as it may; asked only while there is something to take.
+    fn is_stuck(&self, writes: &mut Option<u32>, context: &Context<'_>) -> bool {
+        let now = self.line.writes.get();
+        if *writes != Some(now) {
+            *writes = Some(now);
+            self.deadline.move_to(self.front.limits.body_idle_timeout);
+        }
+        self.deadline.has_passed(context)
+    }
+
+    async fn end(self, after: After) {
+        let line = self.line;
+        match after {
+            After::Again | After::Close => (),
+            After::Linger => linger(&line).await,
+            After::Reset => line.with_io(|stream| {
+                // Without it the client would see an orderly end.
+                let _ = socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+            }),
+        }
+    }
+}
+
+/// What comes next on a connection.
+enum Next {
+    Request(Parsed),
+    Refused(Refused),
+    /// Nothing for a while.
+    Idle,
+    /// Nothing any more.
+    End,
+}
+
+/// The wait for a head.
+struct Waiting {
+    /// How many bytes were looked at.
+    seen: usize,
+    /// Whether the head's deadline runs.
+    begun: bool,
+}

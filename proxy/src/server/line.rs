@@ -1,0 +1,225 @@
+//! A client's socket and what was read from it, shared by whoever reads the request's body and whoever writes the response.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use crate::exchange::decode::{Decoder, Framing, Malformed, Piece};
+use crate::exchange::{Body, Fault};
+
+/// Room for reading a head and what may come with it.
+const READ_HEAD: usize = 4 << 10;
+/// Room for reading a body.
+const READ_BODY: usize = 64 << 10;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// One client's line.
+#[derive(Debug)]
+pub(super) struct Line<T> {
+    io: RefCell<T>,
+    /// What was read and not taken yet.
+    pub(super) incoming: RefCell<BytesMut>,
+    body: RefCell<Inbound>,
+    /// How much was written, as a measure of progress.
+    pub(super) writes: Cell<u32>,
+}
+
+/// The body of the request under way.
+#[derive(Debug)]
+struct Inbound {
+    decoder: Decoder,
+    /// What is left to write of the word that the client waits for.
+    word: &'static [u8],
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
+    pub(super) fn new(io: T) -> Rc<Self> {
+        Rc::new(Self {
+            io: RefCell::new(io),
+            incoming: RefCell::default(),
+            body: RefCell::new(Inbound {
+                decoder: Decoder::new(Framing::None),
+                word: b"",
+            }),
+            writes: Cell::new(0),
+        })
+    }
+
+    /// Begins the body of a request.
+    pub(super) fn begin_body(self: &Rc<Self>, framing: Framing, expects: bool) -> Body {
+        let mut body = self.body.borrow_mut();
+        body.decoder = Decoder::new(framing);
+        body.word = if expects { CONTINUE } else { b"" };
+        if body.decoder.has_ended() {
+            return Body::Empty;
+        }
+        Body::Stream(Box::pin(ClientBody(Rc::clone(self))))
+    }
+
+    /// Whether all of the request's body was read.
+    pub(super) fn has_body_ended(&self) -> bool {
+        self.body.borrow().decoder.has_ended()
+    }
+
+    /// The response begins: a client that still waits for the word to go on will not get it any more.
+    pub(super) fn keep_word(&self) {
+        self.body.borrow_mut().word = b"";
+    }
+
+    /// Reads the next bytes of a head; 0 is the end.
+    pub(super) fn poll_head(&self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_read(context, READ_HEAD)
+    }
+
+    /// Looks whether the client has gone, while nothing is awaited from it. One that has sent the next request already will
+    /// be there for its answer.
+    pub(super) fn is_gone(&self, context: &mut Context<'_>) -> bool {
+        let ahead = !self.incoming.borrow().is_empty();
+        if ahead || !self.has_body_ended() {
+            return false;
+        }
+        match self.poll_read(context, 1) {
+            Poll::Pending => false,
+            Poll::Ready(read) => !matches!(read, Ok(read) if read > 0),
+        }
+    }
+
+    /// Shuts down the writing side, then reads and forgets up to `most` bytes; ready at the end.
+    pub(super) fn poll_linger(&self, left: &mut usize, context: &mut Context<'_>) -> Poll<()> {
+        let mut io = self.io.borrow_mut();
+        if ready!(Pin::new(&mut *io).poll_shutdown(context)).is_err() {
+            return Poll::Ready(());
+        }
+        drop(io);
+        while *left > 0 {
+            self.incoming.borrow_mut().clear();
+            match ready!(self.poll_read(context, READ_HEAD)) {
+                Ok(read) if read > 0 => *left = left.saturating_sub(read),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_read(&self, context: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        let mut incoming = self.incoming.borrow_mut();
+        if incoming.capacity() - incoming.len() < (room / 8).max(1) {
+            incoming.reserve(room);
+        }
+        let mut io = self.io.borrow_mut();
+        std::pin::pin!(io.read_buf(&mut *incoming)).poll(context)
+    }
+
+    /// Writes some of `first` and, behind it, of `second`.
+    pub(super) fn poll_write(
+        &self,
+        context: &mut Context<'_>,
+        first: &[u8],
+        second: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut io = self.io.borrow_mut();
+        let io = Pin::new(&mut *io);
+        let written = if second.is_empty() {
+            io.poll_write(context, first)
+        } else {
+            let both = [io::IoSlice::new(first), io::IoSlice::new(second)];
+            io.poll_write_vectored(context, if first.is_empty() { &both[1..] } else { &both })
+        };
+        let written = ready!(written)?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.writes.set(self.writes.get().wrapping_add(1));
+        Poll::Ready(Ok(written))
+    }
+
+    pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io.borrow_mut()).poll_flush(context)
+    }
+
+    /// Gives back the memory of an idle connection.
+    pub(super) fn rest(&self) {
+        let mut incoming = self.incoming.borrow_mut();
+        if incoming.is_empty() {
+            *incoming = BytesMut::new();
+        }
+    }
+
+    /// Looks at the socket.
+    pub(super) fn with_io<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
+        look(&mut self.io.borrow_mut())
+    }
+}
+
+/// A request's body, read as it is asked for.
+struct ClientBody<T>(Rc<Line<T>>);
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ClientBody<T> {
+    /// Says the word that the client waits for.
+    fn poll_word(&self, context: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        loop {
+            let word = self.0.body.borrow().word;
+            if word.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let written = ready!(self.0.poll_write(context, word, b""));
+            let written = written.map_err(|_| Fault::BodyBroken)?;
+            self.0.body.borrow_mut().word = word.get(written..).unwrap_or_default();
+        }
+    }
+
+    fn poll_piece(&self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
+        if let Err(fault) = ready!(self.poll_word(context)) {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        loop {
+            let mut body = self.0.body.borrow_mut();
+            let mut incoming = self.0.incoming.borrow_mut();
+            match body.decoder.decode(&mut incoming) {
+                Ok(Some(Piece::End)) => return Poll::Ready(None),
+                Ok(Some(Piece::Data(data))) => {
+                    body.decoder.end_early(&mut incoming);
+                    return Poll::Ready(Some(Ok(data)));
+                }
+                Err(Malformed(_)) => return Poll::Ready(Some(Err(Fault::BodyBroken))),
+                Ok(None) => (),
+            }
+            let left = body.decoder.left().unwrap_or(u64::MAX);
+            drop((body, incoming));
+            let room = usize::try_from(left).unwrap_or(usize::MAX).min(READ_BODY);
+            match ready!(self.0.poll_read(context, room)) {
+                Ok(0) | Err(_) => return Poll::Ready(Some(Err(Fault::BodyBroken))),
+                Ok(_) => (),
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> HttpBody for ClientBody<T> {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let piece = ready!(self.poll_piece(context));
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.has_body_ended()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = self.0.body.borrow().decoder.left();
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,524 @@
+//! Where requests go: the control plane's word to the workers, and theirs to it. One [`Steering`] a service.
+//!
+//! The control plane publishes an immutable [`View`]; workers admit requests against it without a lock. Admission and
+//! draining are a store-then-load pair on each side (the worker counts itself in, then looks at the turn; the control plane
+//! publishes a turn, then looks at the counts), so that once a closing view is published, every request that slipped in
+//! before it is seen in [`Steering::in_flight`], and none can slip in after.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use arc_swap::{ArcSwap, Cache};
+use shared::model::{Epoch, Positions};
+use tokio::sync::{mpsc, watch};
+
+use crate::logic::NodeId;
+pub use crate::logic::failover::Gate;
+
+/// How many words of the workers may wait for the control plane; what comes on top is dropped, because each word is
+/// either repeated by the next request or found out by the probes.
+const SIGNS_MOST: usize = 1024;
+
+/// How the last change of primary ended, for requests that were lost inside the former one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// The epoch that ended.
+    pub left: Epoch,
+    /// Where the former primary stood when it could no longer write; `None` when it could not be asked.
+    pub last: Option<Positions>,
+}
+
+/// The state that requests are steered by. Immutable; replaced whole.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Grows with every publication; set by [`Steering::publish`].
+    pub turn: u64,
+    /// The term in force.
+    pub epoch: Epoch,
+    /// Who takes requests; `None`: they are held.
+    pub target: Option<NodeId>,
+    /// Who may take safe requests while there is no target.
+    pub reads: Option<NodeId>,
+    /// What gated responses wait for.
+    pub gate: Gate,
+    /// How the last change of primary ended.
+    pub settled: Option<Settled>,
+    /// The phase, as users see it.
+    pub phase: &'static str,
+    /// Why requests are held, in a few words for the client.
+    pub why: Option<Arc<str>>,
+}
+
+/// The newest position of the primary that this process has heard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The term in which it was heard.
+    pub epoch: Epoch,
+    /// The position.
+    pub position: Positions,
+}
+
+/// What a worker tells the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// A connection to the node was refused, or could not be made.
+    Refused(NodeId),
+    /// A request in flight on the node was lost with its connection.
+    Lost(NodeId),
+    /// The node's breaker opened.
+    Broke(NodeId),
+    /// The node's breaker closed again.
+    Mended(NodeId),
+    /// A gated response of this epoch has waited for its barrier as long as it may.
+    AckTimeout(Epoch),
+}
+
+/// What one worker counts. Alone on its cache lines, because every request writes to it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Tally {
+    safe: AtomicU64,
+    writes: AtomicU64,
+    released: AtomicU64,
+}
+
+/// One service's steering, shared by its control task and all workers.
+pub struct Steering {
+    view: Arc<ArcSwap<View>>,
+    turn: AtomicU64,
+    floor: AtomicU64,
+    changed: watch::Sender<u64>,
+    known: Arc<ArcSwap<Known>>,
+    tallies: Box<[Tally]>,
+    held: AtomicU64,
+    held_bytes: AtomicU64,
+    signs: mpsc::Sender<Sign>,
+}
+
+impl fmt::Debug for Steering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Steering")
+            .field("view", &self.view.load())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Steering {
+    /// Begins with everything held. `lanes` is the number of workers; the receiver is the control task's.
+    #[must_use]
+    pub fn new(lanes: usize, first: View) -> (Arc<Self>, mpsc::Receiver<Sign>) {
+        let (signs, heard) = mpsc::channel(SIGNS_MOST);
+        let steering = Self {
+            turn: AtomicU64::new(first.turn),
+            floor: AtomicU64::new(0),
+            changed: watch::channel(first.turn).0,
+            view: Arc::new(ArcSwap::from_pointee(first)),
+            known: Arc::default(),
+            tallies: (0..lanes).map(|_| Tally::default()).collect(),
+            held: AtomicU64::new(0),
+            held_bytes: AtomicU64::new(0),
+            signs,
+        };
+        (Arc::new(steering), heard)
+    }
+
+    /// Puts `view` in force for every request admitted from now on. Only the service's control task calls this.
+    pub fn publish(&self, view: View) {
+        let turn = self.turn.load(SeqCst) + 1;
+        self.view.store(Arc::new(View { turn, ..view }));
+        self.turn.store(turn, SeqCst);
+        self.changed.send_replace(turn);
+    }
+
+    /// Gives up every request that was admitted in an epoch below `epoch` and is still in flight: workers see it at their
+    /// next look, and are woken by the change of view that goes with it.
+    pub fn abandon_below(&self, epoch: Epoch) {
+        self.floor.fetch_max(epoch.0, SeqCst);
+    }
+
+    /// Whether a request admitted in `epoch` has been given up.
+    #[must_use]
+    pub fn is_abandoned(&self, epoch: Epoch) -> bool {
+        epoch.0 < self.floor.load(SeqCst)
+    }
+
+    /// The view in force.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Hears of every change of view. [`watch::Receiver::changed`] then [`Steering::view`].
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Requests under way that the present or a former target has and whose response is not released yet: safe ones, and
+    /// those that may write.
+    #[must_use]
+    pub fn in_flight(&self) -> (u64, u64) {
+        let sum = |count: fn(&Tally) -> &AtomicU64| {
+            self.tallies
+                .iter()
+                .map(|tally| count(tally).load(SeqCst))
+                .sum()
+        };
+        (sum(|tally| &tally.safe), sum(|tally| &tally.writes))
+    }
+
+    /// Responses to possibly writing requests released since the start: what an asynchronous failover may have lost is at
+    /// most the growth of this since the primary's position was last asked for.
+    #[must_use]
+    pub fn released(&self) -> u64 {
+        self.tallies
+            .iter()
+            .map(|tally| tally.released.load(SeqCst))
+            .sum()
+    }
+
+    /// Requests held at this moment.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.held.load(SeqCst)
+    }
+
+    /// The newest position heard of the primary.
+    #[must_use]
+    pub fn known(&self) -> Arc<Known> {
+        self.known.load_full()
+    }
+
+    /// Remembers a position heard of the primary of `epoch`; older ones than known are ignored.
+    pub fn learn(&self, epoch: Epoch, position: &Positions) {
+        self.known.rcu(|known| {
+            let newer = epoch > known.epoch
+                || (epoch == known.epoch
+                    && *position != known.position
+                    && position.behind(&known.position) == 0);
+            if newer {
+                Arc::new(Known {
+                    epoch,
+                    position: position.clone(),
+                })
+            } else {
+                Arc::clone(known)
+            }
+        });
+    }
+
+    /// Tells the control task something.
+    pub fn tell(&self, sign: Sign) {
+        // A full queue means that the same is being said a thousand times over.
+        let _ = self.signs.try_send(sign);
+    }
+
+    /// Worker `lane`'s own access to this steering.
+    #[must_use]
+    pub fn lane(self: &Arc<Self>, lane: usize) -> Rc<Lane> {
+        Rc::new(Lane {
+            steering: Arc::clone(self),
+            lane,
+            view: RefCell::new(Cache::new(Arc::clone(&self.view))),
+            known: RefCell::new(Cache::new(Arc::clone(&self.known))),
+        })
+    }
+}
+
+/// One worker's access to a service's steering. Not shared between threads.
+pub struct Lane {
+    steering: Arc<Steering>,
+    lane: usize,
+    view: RefCell<Cache<Arc<ArcSwap<View>>, Arc<View>>>,
+    known: RefCell<Cache<Arc<ArcSwap<Known>>, Arc<Known>>>,
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane")
+            .field("lane", &self.lane)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a request may change something, judged by its method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// GET, HEAD, OPTIONS (RFC 9110 §9.2.1).
+    Safe,
+    /// Everything else.
+    Write,
+}
+
+/// A request's admission.
+#[derive(Debug)]
+pub enum Admission {
+    /// It may go to this node, in this epoch.
+    Go(Ticket),
+    /// Nobody may take it now. `turn` is the view that says so: wait for [`Steering::changes`] to pass it.
+    Hold {
+        /// The view that was looked at.
+        view: Arc<View>,
+    },
+}
+
+impl Lane {
+    /// The steering behind it.
+    #[must_use]
+    pub const fn steering(&self) -> &Arc<Steering> {
+        &self.steering
+    }
+
+    /// The view in force, without touching the shared reference count when it is the one seen last.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(self.view.borrow_mut().load())
+    }
+
+    /// The view in force at this instant: what was published before this call is seen.
+    #[must_use]
+    pub fn current(&self) -> Arc<View> {
+        // The view is stored before its turn, so that whoever has seen the turn sees the view.
+        let _ = self.steering.turn.load(SeqCst);
+        self.view()
+    }
+
+    /// The newest position heard of the primary, without touching the shared count when it is the one seen last.
+    #[must_use]
+    pub fn known(&self) -> Arc<Known> {
+        Arc::clone(self.known.borrow_mut().load())
+    }
+
+    /// Admits a request against the view in force.
+    pub fn admit(self: &Rc<Self>, class: Class) -> Admission {
+        let mut ticket = self.count_in(class);
+        let turn = self.steering.turn.load(SeqCst);
+        let mut cache = self.view.borrow_mut();
+        let view = cache.load();
+        // A view newer than the turn is being published this instant; it is as good as in force.
+        let node = view.target.or(match class {
+            Class::Safe => view.reads,
+            Class::Write => None,
+        });
+        match node {
+            Some(node) if view.turn >= turn => {
+                ticket.node = node;
+                ticket.epoch = view.epoch;
+                ticket.turn = view.turn;
+                Admission::Go(ticket)
+            }
+            _ => Admission::Hold {
+                view: Arc::clone(view),
+            },
+        }
+    }
+
+    /// Counts a request that takes `bytes` of memory as held until the guard is dropped; `None` when `most` are held
+    /// already, or when they take more than `most_bytes` together.
+    #[must_use]
+    pub fn hold(&self, most: u64, bytes: u64, most_bytes: u64) -> Option<Held> {
+        let held = Held(Arc::clone(&self.steering), bytes);
+        let others = self.steering.held.fetch_add(1, SeqCst);
+        let other_bytes = self.steering.held_bytes.fetch_add(bytes, SeqCst);
+        (others < most && other_bytes.saturating_add(bytes) <= most_bytes).then_some(held)
+    }
+
+    fn count_in(self: &Rc<Self>, class: Class) -> Ticket {
+        let ticket = Ticket {
+            lane: Rc::clone(self),
+            class,
+            node: NodeId(0),
+            epoch: Epoch(0),
+            turn: 0,
+        };
+        ticket.count().fetch_add(1, SeqCst);
+        ticket
+    }
+}
+
+/// A held request's place in the count.
+#[derive(Debug)]
+pub struct Held(Arc<Steering>, u64);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, SeqCst);
+        self.0.held_bytes.fetch_sub(self.1, SeqCst);
+    }
+}
+
+/// One admitted request. It counts as in flight until this is dropped: when its response is released, or it has failed.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket {
+    lane: Rc<Lane>,
+    class: Class,
+    node: NodeId,
+    epoch: Epoch,
+    turn: u64,
+}
+
+impl Ticket {
+    /// Where it may go.
+    pub const fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// The epoch it was admitted in.
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The view it was admitted against.
+    pub const fn turn(&self) -> u64 {
+        self.turn
+    }
+
+    /// Whether it may write, judged by its method.
+    pub const fn class(&self) -> Class {
+        self.class
+    }
+
+    /// Whether it has been given up by a change of primary.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.lane.steering.is_abandoned(self.epoch)
+    }
+
+    /// The response goes to the client: counts it among the released ones if it may have written.
+    pub fn release(self) {
+        if self.class == Class::Write {
+            self.tally().released.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.lane.steering.tallies[self.lane.lane]
+    }
+
+    fn count(&self) -> &AtomicU64 {
+        match self.class {
+            Class::Safe => &self.tally().safe,
+            Class::Write => &self.tally().writes,
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.count().fetch_sub(1, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::model::Position;
+
+    const A: NodeId = NodeId(0);
+
+    fn open(epoch: u64) -> View {
+        View {
+            epoch: Epoch(epoch),
+            target: Some(A),
+            ..View::default()
+        }
+    }
+
+    fn go(admission: Admission) -> Ticket {
+        match admission {
+            Admission::Go(ticket) => ticket,
+            Admission::Hold { view } => panic!("held by {view:?}"),
+        }
+    }
+
+    #[test]
+    fn a_closing_view_holds_all_that_come_after_and_sees_all_that_came_before() {
+        let (steering, _signs) = Steering::new(2, open(1));
+        let lane = steering.lane(0);
+        let write = go(lane.admit(Class::Write));
+        let read = go(steering.lane(1).admit(Class::Safe));
+        assert_eq!((write.node(), write.epoch()), (A, Epoch(1)));
+        steering.publish(View {
+            target: None,
+            ..open(1)
+        });
+        assert!(matches!(lane.admit(Class::Safe), Admission::Hold { .. }));
+        assert_eq!(steering.in_flight(), (1, 1));
+        drop(read);
+        write.release();
+        assert_eq!((steering.in_flight(), steering.released()), ((0, 0), 1));
+    }
+
+    #[test]
+    fn safe_requests_may_go_where_reads_are_allowed() {
+        let (steering, _signs) = Steering::new(
+            1,
+            View {
+                target: None,
+                reads: Some(NodeId(1)),
+                ..open(1)
+            },
+        );
+        let lane = steering.lane(0);
+        assert_eq!(go(lane.admit(Class::Safe)).node(), NodeId(1));
+        assert!(matches!(lane.admit(Class::Write), Admission::Hold { .. }));
+    }
+
+    #[test]
+    fn requests_of_older_epochs_are_given_up() {
+        let (steering, _signs) = Steering::new(1, open(1));
+        let ticket = go(steering.lane(0).admit(Class::Write));
+        assert!(!ticket.is_abandoned());
+        steering.abandon_below(Epoch(2));
+        assert!(ticket.is_abandoned());
+        steering.publish(open(2));
+        assert!(!go(steering.lane(0).admit(Class::Write)).is_abandoned());
+    }
+
+    #[test]
+    fn a_known_position_never_goes_back() {
+        let (steering, _signs) = Steering::new(1, open(1));
+        let at = |epoch, seq| {
+            Positions(
+                [(
+                    "db".to_owned(),
+                    Position {
+                        epoch: Epoch(epoch),
+                        generation: 0,
+                        seq,
+                    },
+                )]
+                .into(),
+            )
+        };
+        steering.learn(Epoch(1), &at(1, 5));
+        steering.learn(Epoch(1), &at(1, 4));
+        assert_eq!(steering.known().position, at(1, 5));
+        steering.learn(Epoch(2), &at(1, 3));
+        assert_eq!(
+            *steering.known(),
+            Known {
+                epoch: Epoch(2),
+                position: at(1, 3)
+            }
+        );
+    }
+
+    #[test]
+    fn the_held_are_counted_and_bounded() {
+        let (steering, _signs) = Steering::new(1, View::default());
+        let lane = steering.lane(0);
+        let first = lane.hold(2, 60, 100).unwrap();
+        assert!(lane.hold(1, 0, 100).is_none());
+        assert!(lane.hold(2, 41, 100).is_none());
+        let second = lane.hold(2, 40, 100).unwrap();
+        assert_eq!(steering.held(), 2);
+        drop((first, second));
+        assert_eq!(steering.held(), 0);
+        assert!(lane.hold(1, 100, 100).is_some());
+    }
+}

@@ -1,0 +1,6 @@
+//! Towards nodes: connections and their pool, barriers of their `syncd`, and the prober.
+
+pub mod barrier;
+pub mod client;
+pub mod pool;
+pub mod probe;

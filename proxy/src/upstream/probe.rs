@@ -1,0 +1,246 @@
+//! The prober of one node: asks for its health at an interval, and knocks at its port in quick succession while somebody
+//! is alarmed. What it sees goes to the control plane, which judges.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use shared::rng::{Rng, jitter};
+use shared::{clock, drain};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::client::parse::{self, Found};
+use crate::config::{Address, Health};
+use crate::exchange::decode::{Decoder, Malformed, Piece};
+use crate::logic::NodeId;
+
+/// From one knock to the next while alarmed.
+const KNOCK_EVERY: Duration = Duration::from_millis(25);
+/// What is read of an answer's body, so that the node can finish writing it, in bytes.
+const BODY_READ: usize = 64 << 10;
+
+/// What a probe saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// At which node.
+    pub node: NodeId,
+    /// What.
+    pub kind: Seen,
+}
+
+/// What a probe can see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It answered as it should.
+    Passed,
+    /// It did not.
+    Failed {
+        /// For a person.
+        why: String,
+        /// Whether its port refused the connection.
+        refused: bool,
+    },
+    /// A knock was refused.
+    Refused,
+    /// A knock was answered.
+    Answered,
+}
+
+/// Whom to probe, and how.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The node.
+    pub node: NodeId,
+    /// Where it listens.
+    pub address: Address,
+    /// How.
+    pub health: Health,
+}
+
+/// Probes until the drain begins or nobody listens any more. While `alert` is true it knocks, too.
+pub async fn run(
+    target: Target,
+    alert: watch::Receiver<bool>,
+    seen: mpsc::Sender<Observation>,
+    rng: Rng,
+    mut drain: drain::Watch,
+) {
+    tokio::select! {
+        () = beat(&target, &seen, rng) => (),
+        () = knock(&target, alert, &seen) => (),
+        () = drain.begun() => (),
+    }
+}
+
+async fn beat(target: &Target, seen: &mpsc::Sender<Observation>, mut rng: Rng) {
+    let Health {
+        interval,
+        timeout: within,
+        jitter: share,
+        ..
+    } = target.health;
+    loop {
+        let next = clock::now() + jitter(interval, share, &mut rng);
+        let mut rest = None;
+        let kind = match timeout(within, ask(target)).await {
+            Ok(Ok(answer)) => {
+                let kind = target.judge(answer.status);
+                rest = Some(answer);
+                kind
+            }
+            Ok(Err(failure)) => failure.seen(),
+            Err(_) => Seen::Failed {
+                why: format!("no answer within {} ms", within.as_millis()),
+                refused: false,
+            },
+        };
+        let node = target.node;
+        if seen.send(Observation { node, kind }).await.is_err() {
+            return;
+        }
+        if let Some(rest) = rest {
+            // Whatever becomes of the body, the verdict stands.
+            let _ = timeout(within, rest.drain()).await;
+        }
+        clock::sleep_until(next).await;
+    }
+}
+
+async fn knock(
+    target: &Target,
+    mut alert: watch::Receiver<bool>,
+    seen: &mpsc::Sender<Observation>,
+) {
+    loop {
+        if alert.wait_for(|alarmed| *alarmed).await.is_err() {
+            // Nobody will ever be alarmed again; the beat goes on.
+            return std::future::pending().await;
+        }
+        let next = clock::now() + KNOCK_EVERY;
+        let dialed = timeout(target.health.timeout, dial(&target.address)).await;
+        let kind = match dialed {
+            Ok(Ok(_)) => Some(Seen::Answered),
+            Ok(Err(error)) if is_refusal(&error) => Some(Seen::Refused),
+            // Neither is certain: the next probe will tell.
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let node = target.node;
+        if let Some(kind) = kind
+            && seen.send(Observation { node, kind }).await.is_err()
+        {
+            return;
+        }
+        clock::sleep_until(next).await;
+    }
+}
+
+async fn dial(address: &Address) -> io::Result<TcpStream> {
+    match address.literal() {
+        Some(literal) => TcpStream::connect(literal).await,
+        None => TcpStream::connect((address.host.as_str(), address.port)).await,
+    }
+}
+
+/// Why an answer is not one.
+#[derive(Debug)]
+enum Failure {
+    Dial(io::Error),
+    Talk(io::Error),
+    Closed,
+    Malformed(Malformed),
+}
+
+impl Failure {
+    fn seen(&self) -> Seen {
+        Seen::Failed {
+            why: self.to_string(),
+            refused: matches!(self, Self::Dial(error) if is_refusal(error)),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial(error) => write!(f, "connect: {error}"),
+            Self::Talk(error) => write!(f, "read the answer: {error}"),
+            Self::Closed => f.write_str("closed without an answer"),
+            Self::Malformed(Malformed(why)) => write!(f, "malformed answer: {why}"),
+        }
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+/// An answer whose head has come.
+struct Answer {
+    status: u16,
+    decoder: Decoder,
+    bytes: BytesMut,
+    stream: TcpStream,
+}
+
+impl Answer {
+    /// Lets the node finish, within reason: it might log a reset as an error.
+    async fn drain(mut self) {
+        let mut left = BODY_READ;
+        while left > 0 {
+            match self.decoder.decode(&mut self.bytes) {
+                Ok(Some(Piece::Data(data))) => left = left.saturating_sub(data.len()),
+                Ok(Some(Piece::End)) | Err(_) => return,
+                Ok(None) => match self.stream.read_buf(&mut self.bytes).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => (),
+                },
+            }
+        }
+    }
+}
+
+impl Target {
+    fn judge(&self, status: u16) -> Seen {
+        if self.health.statuses.contain(status) {
+            return Seen::Passed;
+        }
+        Seen::Failed {
+            why: format!("answered {status}"),
+            refused: false,
+        }
+    }
+}
+
+/// Asks once.
+async fn ask(target: &Target) -> Result<Answer, Failure> {
+    let mut stream = dial(&target.address).await.map_err(Failure::Dial)?;
+    let request = format!(
+        "GET {} HTTP/1.1\r\nhost: {}\r\nuser-agent: hotwarm\r\naccept: */*\r\nconnection: close\r\n\r\n",
+        target.health.path, target.address
+    );
+    let sent = stream.write_all(request.as_bytes()).await;
+    sent.map_err(Failure::Talk)?;
+    let mut bytes = BytesMut::with_capacity(4096);
+    loop {
+        if stream.read_buf(&mut bytes).await.map_err(Failure::Talk)? == 0 {
+            return Err(Failure::Closed);
+        }
+        while let Some(found) = parse::response(&mut bytes, 0, false).map_err(Failure::Malformed)? {
+            match found {
+                Found::Final(head) => {
+                    return Ok(Answer {
+                        status: head.status.as_u16(),
+                        decoder: Decoder::new(head.framing),
+                        bytes,
+                        stream,
+                    });
+                }
+                Found::Interim(_) => (),
+            }
+        }
+    }
+}

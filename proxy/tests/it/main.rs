@@ -1,0 +1,19 @@
+//! Whole workers over loopback, against scripted nodes on raw sockets, steered by hand.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
+mod breaking;
+mod draining;
+mod forwarding;
+mod gating;
+mod harness;
+mod holding;
+mod limits;
+mod logging;
+mod responses;
+mod retrying;
+mod strictness;
+mod watching;

@@ -1,0 +1,143 @@
+//! The prober: what it sees of a node, and how fast.
+
+use std::time::Duration;
+
+use proxy::config::{Address, Health};
+use proxy::logic::NodeId;
+use proxy::logic::health::{Patience, Statuses};
+use proxy::upstream::probe::{Observation, Seen, Target, run};
+use shared::drain;
+use shared::rng::Rng;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::harness::{Act, Node, PATIENCE, nobody};
+
+struct Prober {
+    seen: mpsc::Receiver<Observation>,
+    alert: watch::Sender<bool>,
+    _drain: drain::Signal,
+}
+
+impl Prober {
+    fn new(address: std::net::SocketAddr, interval: Duration) -> Self {
+        let target = Target {
+            node: NodeId(3),
+            address: Address {
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
+            health: Health {
+                path: "/healthz".to_owned(),
+                interval,
+                timeout: Duration::from_secs(1),
+                patience: Patience { rise: 2, fall: 3 },
+                statuses: Statuses::parse("200-399").unwrap(),
+                jitter: 0.1,
+                crash_after: Duration::from_millis(250),
+            },
+        };
+        let (tell, seen) = mpsc::channel(16);
+        let (alert, alerted) = watch::channel(false);
+        let (signal, watch) = drain::channel();
+        tokio::spawn(run(target, alerted, tell, Rng::with_seed(1), watch));
+        Self {
+            seen,
+            alert,
+            _drain: signal,
+        }
+    }
+
+    async fn next(&mut self) -> Seen {
+        let observation = timeout(PATIENCE, self.seen.recv()).await.unwrap().unwrap();
+        assert_eq!(observation.node, NodeId(3));
+        observation.kind
+    }
+}
+
+fn failed(kind: Seen) -> (String, bool) {
+    match kind {
+        Seen::Failed { why, refused } => (why, refused),
+        other @ (Seen::Passed | Seen::Refused | Seen::Answered) => panic!("{other:?}"),
+    }
+}
+
+const OFTEN: Duration = Duration::from_millis(20);
+
+#[tokio::test]
+async fn answers_are_judged_by_their_status() {
+    let node = Node::acts([
+        Act::ok("fine"),
+        Act::status(302, ""),
+        Act::status(500, "no"),
+        Act::Close,
+        Act::raw("nonsense\r\n\r\n"),
+        Act::Never,
+    ]);
+    let mut prober = Prober::new(node.address, OFTEN);
+    assert_eq!(prober.next().await, Seen::Passed);
+    assert_eq!(prober.next().await, Seen::Passed);
+    assert_eq!(
+        failed(prober.next().await),
+        ("answered 500".to_owned(), false)
+    );
+    assert_eq!(
+        failed(prober.next().await),
+        ("closed without an answer".to_owned(), false)
+    );
+    assert!(
+        failed(prober.next().await)
+            .0
+            .starts_with("malformed answer")
+    );
+    assert_eq!(
+        failed(prober.next().await),
+        ("no answer within 1000 ms".to_owned(), false)
+    );
+    assert_eq!(prober.next().await, Seen::Passed);
+    let seen = node.seen();
+    assert_eq!(
+        (seen.target(), seen.field("connection")),
+        ("/healthz", Some("close"))
+    );
+    assert_eq!(seen.field("host"), Some(&*node.address.to_string()));
+}
+
+#[tokio::test]
+async fn a_refused_port_is_told_apart() {
+    let mut prober = Prober::new(nobody(), OFTEN);
+    assert!(failed(prober.next().await).1);
+}
+
+#[tokio::test]
+async fn an_alarm_makes_it_knock_until_the_alarm_is_over() {
+    let address = nobody();
+    let mut prober = Prober::new(address, Duration::from_secs(3600));
+    assert!(failed(prober.next().await).1);
+    prober.alert.send_replace(true);
+    for _ in 0..3 {
+        assert_eq!(prober.next().await, Seen::Refused);
+    }
+    let back = Node::start_at(address, |_| Act::ok("back"));
+    loop {
+        if prober.next().await == Seen::Answered {
+            break;
+        }
+    }
+    prober.alert.send_replace(false);
+    // What was on its way may still arrive, and then there is silence.
+    while timeout(Duration::from_millis(200), prober.seen.recv())
+        .await
+        .is_ok()
+    {}
+    drop(back);
+}
+
+#[tokio::test]
+async fn knocks_do_not_wait_for_a_probe_that_hangs() {
+    let node = Node::start(|_| Act::Never);
+    let mut prober = Prober::new(node.address, Duration::from_secs(3600));
+    prober.alert.send_replace(true);
+    assert_eq!(prober.next().await, Seen::Answered);
+    assert_eq!(prober.next().await, Seen::Answered);
+}
