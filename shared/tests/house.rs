@@ -64,10 +64,10 @@ const SYNCD: &[(&str, &[&str])] = &[
     (
         "replica",
         &[
-            "wire", "logic", "sqlite", "log", "store", "metrics", "config",
+            "wire", "logic", "sqlite", "log", "diverged", "store", "metrics", "config",
         ],
     ),
-    ("diverged", &["sqlite", "replica"]),
+    ("diverged", &["sqlite"]),
     (
         "node",
         &[

@@ -12,7 +12,6 @@ use shared::clock;
 use shared::durable;
 use shared::model::{Epoch, Position};
 
-use crate::replica::{Resync, Shared};
 use crate::sqlite::preserve;
 
 /// The name of the readable difference.
@@ -46,6 +45,21 @@ pub struct Manifest {
     pub rows: Option<(u64, u64, u64)>,
 }
 
+/// Under which circumstances something is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// The node that has it.
+    pub node: &'a str,
+    /// The source.
+    pub source: &'a str,
+    /// The term in which it was found to have diverged.
+    pub epoch: Epoch,
+    /// Why, as in the metrics.
+    pub reason: &'static str,
+    /// Where the node believes to stand.
+    pub position: Option<Position>,
+}
+
 /// A copy that was just made, to be explained when the node is a copy of its primary again.
 #[derive(Clone, Debug)]
 pub struct Keepsake {
@@ -55,20 +69,18 @@ pub struct Keepsake {
     copy: PathBuf,
 }
 
-/// Keeps the database at `path` before it is overwritten. Its copy is on disk when this returns.
+/// Keeps the database at `path` in a folder of its own under `folder` before it is overwritten. The copy is on disk when this returns.
 ///
 /// # Errors
 /// There is no room, or the disk or the database refuses: nothing may be overwritten then.
 pub(crate) fn keep(
-    shared: &Shared,
+    folder: &Path,
     path: &Path,
-    order: &Resync,
-    position: Option<Position>,
+    found: Circumstances<'_>,
 ) -> Result<Keepsake, String> {
-    let folder = shared.store.diverged();
-    fs::create_dir_all(&folder).map_err(|error| format!("make {}: {error}", folder.display()))?;
-    check_room(path, &folder)?;
-    let id = free_name(&folder, order.epoch, &shared.name);
+    fs::create_dir_all(folder).map_err(|error| format!("make {}: {error}", folder.display()))?;
+    check_room(path, folder)?;
+    let id = free_name(folder, found.epoch, found.source);
     let folder = folder.join(&id);
     let copy = preserve::copy(path, &folder).map_err(|error| error.to_string())?;
     let bytes = fs::metadata(&copy).map_or(0, |copy| copy.len());
@@ -79,19 +91,19 @@ pub(crate) fn keep(
         .into_owned();
     let manifest = Manifest {
         id: id.clone(),
-        node: shared.node.clone(),
-        source: shared.name.clone(),
+        node: found.node.to_owned(),
+        source: found.source.to_owned(),
         at: clock::rfc3339(),
-        epoch: order.epoch,
-        reason: order.reason.as_str().to_owned(),
-        position,
+        epoch: found.epoch,
+        reason: found.reason.to_owned(),
+        position: found.position,
         database,
         bytes,
         rows: None,
     };
     save(&folder, &manifest)?;
     tracing::warn!(
-        source = shared.name,
+        source = found.source,
         id,
         bytes,
         reason = manifest.reason,

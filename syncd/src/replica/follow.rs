@@ -8,7 +8,7 @@ use shared::model::Position;
 
 use super::keeper::{Doing, Keeper, Open};
 use super::{Claim, ReplicaError, Resync, Work};
-use crate::diverged::{self, Keepsake};
+use crate::diverged::{self, Circumstances, Keepsake};
 use crate::log::{LogError, Point, Reader};
 use crate::sqlite::{Apply, ApplyError, Database, End, Opened, Stage, StageBase, content};
 use crate::store::Lineage;
@@ -390,7 +390,14 @@ impl Keeper {
         }
         apply.sync(database).map_err(failed)?;
         let keepsake = if order.preserve {
-            let kept = diverged::keep(&self.shared, database.path(), &order, apply.position())
+            let found = Circumstances {
+                node: &self.shared.node,
+                source: &self.shared.name,
+                epoch: order.epoch,
+                reason: order.reason.as_str(),
+                position: apply.position(),
+            };
+            let kept = diverged::keep(&self.shared.store.diverged(), database.path(), found)
                 .map_err(ReplicaError::Failed)?;
             self.shared.metrics.diverged();
             Some(kept)

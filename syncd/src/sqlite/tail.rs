@@ -120,7 +120,7 @@ impl Tail {
     /// Asking for more says that everything handed out before is in the caller's hands: from then on the log may begin anew over it.
     ///
     /// # Errors
-    /// After any error but a [`Failure`] this tail is of no use any more.
+    /// After any error but a [`CaptureError::Failure`] this tail is of no use any more.
     pub fn poll(&mut self, database: &mut Database) -> Result<Option<Increment>, CaptureError> {
         if self.large.is_some() {
             return self.next_part(database).map(Some);
