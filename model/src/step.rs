@@ -111,6 +111,7 @@ impl Wire {
     pub fn new(limits: Limits, durability: Durability, now: Instant) -> Self {
         let span = Duration::from_secs(1);
         let rules = Rules {
+            service: String::from("shop"),
             members: NAMES
                 .iter()
                 .map(|name| Member {

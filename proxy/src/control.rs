@@ -103,8 +103,7 @@ pub fn start(parts: Parts, drain: drain::Watch) -> Result<Control, ArbiterError>
         .collect();
     let fresh = shared::model::ClusterId(shared::rng::Rng::new().u64(1..));
     let machine = Failover::new(Arc::new(rules(&service)), record, fresh);
-    let (shown, view) = watch::channel(Arc::new(ServiceView::default()));
-    let driver = driver::Driver::new(parts, machine, shown);
+    let (driver, view) = driver::Driver::new(parts, machine);
     tokio::spawn(driver.run(ordered, drain));
     Ok(Control {
         view,
@@ -130,6 +129,7 @@ fn rules(service: &crate::config::Service) -> Rules {
         priority: node.priority,
     };
     Rules {
+        service: service.name.to_string(),
         members: service.nodes.iter().map(member).collect(),
         replicated: service.is_replicated(),
         auto: failover.auto,

@@ -7,6 +7,7 @@ pub mod network;
 pub mod outcome;
 pub mod retry;
 pub mod route;
+pub mod stall;
 
 /// One node of a service, by its place in the configuration: "first listed" is the smallest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

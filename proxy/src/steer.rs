@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::logic::NodeId;
 pub use crate::logic::failover::Gate;
+use crate::logic::stall::Pulse;
 
 /// How many words of the workers may wait for the control plane; what comes on top is dropped, because each word is
 /// either repeated by the next request or found out by the probes.
@@ -83,6 +84,8 @@ struct Tally {
     safe: AtomicU64,
     writes: AtomicU64,
     released: AtomicU64,
+    answered: AtomicU64,
+    withheld: AtomicU64,
 }
 
 /// One service's steering, shared by its control task and all workers.
@@ -178,6 +181,22 @@ impl Steering {
             .iter()
             .map(|tally| tally.released.load(SeqCst))
             .sum()
+    }
+
+    /// Whether the target answers: requests that wait for it, and responses that have begun.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        let sum = |count: fn(&Tally) -> &AtomicU64| -> u64 {
+            self.tallies
+                .iter()
+                .map(|tally| count(tally).load(SeqCst))
+                .sum()
+        };
+        let (safe, writes) = self.in_flight();
+        Pulse {
+            waiting: (safe + writes).saturating_sub(sum(|tally| &tally.withheld)),
+            answered: sum(|tally| &tally.answered),
+        }
     }
 
     /// Requests held at this moment.
@@ -333,6 +352,7 @@ impl Lane {
             node: NodeId(0),
             epoch: Epoch(0),
             turn: 0,
+            withheld: false,
         };
         ticket.count().fetch_add(1, SeqCst);
         ticket
@@ -359,6 +379,7 @@ pub struct Ticket {
     node: NodeId,
     epoch: Epoch,
     turn: u64,
+    withheld: bool,
 }
 
 impl Ticket {
@@ -388,8 +409,19 @@ impl Ticket {
         self.lane.steering.is_abandoned(self.epoch)
     }
 
+    /// The response has begun, and is withheld until it may be released.
+    pub fn withhold(&mut self) {
+        if !std::mem::replace(&mut self.withheld, true) {
+            self.tally().answered.fetch_add(1, SeqCst);
+            self.tally().withheld.fetch_add(1, SeqCst);
+        }
+    }
+
     /// The response goes to the client: counts it among the released ones if it may have written.
     pub fn release(self) {
+        if !self.withheld {
+            self.tally().answered.fetch_add(1, SeqCst);
+        }
         if self.class == Class::Write {
             self.tally().released.fetch_add(1, SeqCst);
         }
@@ -409,6 +441,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        if self.withheld {
+            self.tally().withheld.fetch_sub(1, SeqCst);
+        }
         self.count().fetch_sub(1, SeqCst);
     }
 }

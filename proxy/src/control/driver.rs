@@ -10,6 +10,7 @@ use shared::model::{Epoch, Lag, Role};
 use shared::rng::Rng;
 use shared::{api, clock, drain};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
 use super::chronicle::Chronicle;
 use super::report::{self, Heard};
@@ -24,6 +25,7 @@ use crate::logic::failover::{
     Promotion, SealAnswer, Steer,
 };
 use crate::logic::health::Health;
+use crate::logic::stall::{Change, Stall};
 use crate::metrics::Metrics;
 use crate::steer::{Settled, Sign, Steering, View};
 use crate::upstream::probe::{self, Observation, Seen};
@@ -39,6 +41,11 @@ const CALL_MARGIN: Duration = Duration::from_secs(1);
 const SAFE_PATIENCE: Duration = Duration::from_millis(250);
 /// In-flight requests are looked at this often while a switchover drains.
 const DRAIN_LOOK: Duration = Duration::from_millis(1);
+/// Whether the primary answers is looked at this often.
+const PULSE_LOOK: Duration = Duration::from_millis(50);
+/// So long may requests wait without any response before no more are sent: longer than a response may well take, shorter
+/// than what an application's queue should grow by.
+const STALL_AFTER: Duration = Duration::from_millis(250);
 /// What is shown is brought up to date at least this often.
 const SHOW_EVERY: Duration = Duration::from_millis(250);
 /// A response released this long before a report was heard is in that report, whatever the network did.
@@ -73,6 +80,7 @@ pub(super) struct Driver {
     machine: Failover,
     shown: watch::Sender<Arc<ServiceView>>,
     nodes: Vec<NodeDriver>,
+    stall: Stall,
     happenings: (mpsc::Sender<Happening>, mpsc::Receiver<Happening>),
     answers: HashMap<u64, oneshot::Sender<Result<Done, String>>>,
     next_order: u64,
@@ -86,11 +94,11 @@ pub(super) struct Driver {
 }
 
 impl Driver {
+    /// A driver of `machine`, and what it shows, from the first look on.
     pub(super) fn new(
         parts: Parts,
         machine: Failover,
-        shown: watch::Sender<Arc<ServiceView>>,
-    ) -> Self {
+    ) -> (Self, watch::Receiver<Arc<ServiceView>>) {
         let service = Arc::clone(parts.handle.service());
         let steering = Arc::clone(parts.handle.steering());
         let now = clock::now();
@@ -109,7 +117,8 @@ impl Driver {
             report: None,
         };
         let nodes = service.nodes.iter().map(node).collect();
-        Self {
+        let (shown, view) = watch::channel(Arc::default());
+        let driver = Self {
             service,
             handle: parts.handle,
             steering,
@@ -120,6 +129,7 @@ impl Driver {
             machine,
             shown,
             nodes,
+            stall: Stall::new(STALL_AFTER),
             happenings: mpsc::channel(INPUTS_MOST),
             answers: HashMap::new(),
             next_order: 0,
@@ -129,7 +139,9 @@ impl Driver {
             last_failover: None,
             pending_promotion: None,
             released: VecDeque::new(),
-        }
+        };
+        driver.show();
+        (driver, view)
     }
 
     pub(super) async fn run(
@@ -142,6 +154,8 @@ impl Driver {
         self.start_watching(&seen, &heard, &drain);
         self.carry_out();
         let mut tick = tokio::time::interval(SHOW_EVERY);
+        let mut pulse = tokio::time::interval(PULSE_LOOK);
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.show();
             let due = self.machine.poll_timeout();
@@ -156,6 +170,7 @@ impl Driver {
                     self.machine.handle_timeout(clock::now());
                     self.carry_out();
                 }
+                _ = pulse.tick() => self.feel_pulse(),
                 _ = tick.tick() => (),
             }
         }
@@ -217,6 +232,7 @@ impl Driver {
         match kind {
             Seen::Passed => {
                 self.answered(node);
+                self.responded(node);
                 if self.nodes[node.index()].health.observe(now, true).is_some() {
                     self.judge(node, App::Up, String::new());
                 }
@@ -242,6 +258,25 @@ impl Driver {
         self.nodes[node.index()].lost = false;
         self.set_alert(node);
         self.input(Input::Answered(node));
+    }
+
+    /// The node answers; if it was thought to have stalled, it has not.
+    fn responded(&mut self, node: NodeId) {
+        if self.machine.record().primary == Some(node) {
+            self.stall.relent();
+        }
+        self.input(Input::Responded(node));
+    }
+
+    fn feel_pulse(&mut self) {
+        let Some(primary) = self.machine.record().primary else {
+            return;
+        };
+        match self.stall.observe(clock::now(), self.steering.pulse()) {
+            Some(Change::Stalled) => self.input(Input::Stalled(primary)),
+            Some(Change::Answers) => self.input(Input::Responded(primary)),
+            None => (),
+        }
     }
 
     fn judge(&mut self, node: NodeId, app: App, why: String) {
@@ -535,6 +570,13 @@ impl Driver {
     fn publish(&mut self, steer: Steer) {
         let now = clock::now();
         let opens = steer.target.is_some() && self.closed_at.is_some();
+        if self
+            .steer
+            .as_ref()
+            .is_none_or(|before| before.epoch != steer.epoch)
+        {
+            self.stall.reset();
+        }
         if steer.target.is_none() && self.closed_at.is_none() {
             self.closed_at = Some(now);
         }

@@ -132,7 +132,11 @@ impl Rules {
     }
 
     async fn release(&self, answered: Answered, trail: &Trail) -> Result<Response, Fault> {
-        let Answered { response, ticket } = answered;
+        let Answered {
+            response,
+            mut ticket,
+        } = answered;
+        ticket.withhold();
         if matches!(self.standing(&ticket), Standing::Free) {
             ticket.release();
             return Ok(response);

@@ -1,5 +1,5 @@
-//! The prober of one node: asks for its health at an interval, and knocks at its port in quick succession while somebody
-//! is alarmed. What it sees goes to the control plane, which judges.
+//! The prober of one node: asks for its health at an interval, and, when somebody is alarmed, at once, and knocks at its port
+//! in quick succession. What it sees goes to the control plane, which judges.
 
 use std::fmt;
 use std::io;
@@ -70,13 +70,18 @@ pub async fn run(
     mut drain: drain::Watch,
 ) {
     tokio::select! {
-        () = beat(&target, &seen, rng) => (),
+        () = beat(&target, alert.clone(), &seen, rng) => (),
         () = knock(&target, alert, &seen) => (),
         () = drain.begun() => (),
     }
 }
 
-async fn beat(target: &Target, seen: &mpsc::Sender<Observation>, mut rng: Rng) {
+async fn beat(
+    target: &Target,
+    mut alert: watch::Receiver<bool>,
+    seen: &mpsc::Sender<Observation>,
+    mut rng: Rng,
+) {
     let Health {
         interval,
         timeout: within,
@@ -106,7 +111,23 @@ async fn beat(target: &Target, seen: &mpsc::Sender<Observation>, mut rng: Rng) {
             // Whatever becomes of the body, the verdict stands.
             let _ = timeout(within, rest.drain()).await;
         }
-        clock::sleep_until(next).await;
+        alert.mark_unchanged();
+        tokio::select! {
+            () = clock::sleep_until(next) => (),
+            () = alarm(&mut alert) => (),
+        }
+    }
+}
+
+/// Waits until somebody is alarmed who was not before.
+async fn alarm(alert: &mut watch::Receiver<bool>) {
+    loop {
+        if alert.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if *alert.borrow_and_update() {
+            return;
+        }
     }
 }
 

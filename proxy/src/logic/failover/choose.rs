@@ -366,8 +366,9 @@ fn too_far(machine: &Failover, fit: &[NodeId]) -> Refusal {
         .filter(|_| machine.rules.too_far_behind == TooFarBehind::ReadOnly);
     let hint = fit.first().map_or("", |node| machine.name(*node));
     let why = format!(
-        "{}; `hotwarm promote --to {hint} --accept-data-loss` overrides this",
-        why.join("; ")
+        "{}; `hotwarm promote {} --to {hint} --accept-data-loss` overrides this",
+        why.join("; "),
+        machine.rules.service
     );
     Refusal {
         reads,

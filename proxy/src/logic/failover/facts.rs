@@ -84,6 +84,8 @@ pub(super) struct Facts {
     pub(super) refusing: bool,
     /// Whether its breaker is open.
     pub(super) broken: bool,
+    /// Whether requests wait there and none is answered.
+    pub(super) stalled: bool,
     /// Its latest report; `None` while its syncd is silent.
     pub(super) standing: Option<Standing>,
     /// When the latest report came, also when it is silent since.
@@ -105,6 +107,8 @@ pub enum Trouble {
     Hang,
     /// Its breaker is open.
     Breaker,
+    /// Requests wait there and none is answered. Not enough to replace it, enough to send it no more of them.
+    Stall,
 }
 
 impl Trouble {
@@ -115,6 +119,7 @@ impl Trouble {
             Self::Crash => "crash",
             Self::Hang => "hang",
             Self::Breaker => "breaker",
+            Self::Stall => "stall",
         }
     }
 }
@@ -128,6 +133,8 @@ impl Facts {
             Some(Trouble::Hang)
         } else if self.broken {
             Some(Trouble::Breaker)
+        } else if self.stalled {
+            Some(Trouble::Stall)
         } else {
             None
         }

@@ -9,14 +9,25 @@ use super::facts::{App, Standing};
 use super::{Effect, Event, Failover, OrderId, Phase, Record, Then, Timer};
 use crate::logic::NodeId;
 
+/// Why it cannot be told yet whose data is the cluster's.
+enum Open {
+    /// Somebody has not spoken yet.
+    Waiting(String),
+    /// Only a person can tell.
+    Undecidable(String),
+}
+
 impl Failover {
     pub(super) fn look_meeting(&mut self, now: Instant, waited: bool) {
         if !self.rules.replicated {
             return self.meet_unreplicated(waited);
         }
-        let Ok((node, reason)) = self.whose_data() else {
-            self.timers.remove(&Timer::Meet);
-            return;
+        let (node, reason) = match self.whose_data() {
+            Ok(found) => found,
+            Err(open) => {
+                self.timers.remove(&Timer::Meet);
+                return self.leave_open(open);
+            }
         };
         // An application that is still starting may be creating its tables: let it, for a while.
         let late = matches!(self.phase, Phase::Starting { met_late: true, .. });
@@ -28,6 +39,20 @@ impl Failover {
             return self.arm(now, Timer::Meet, self.rules.meet_within);
         }
         self.meet(node, reason, None);
+    }
+
+    /// Says once that somebody must decide, if that is so.
+    fn leave_open(&mut self, open: Open) {
+        let Phase::Starting { said, .. } = &mut self.phase else {
+            return;
+        };
+        if let Open::Undecidable(why) = open
+            && !std::mem::replace(said, true)
+        {
+            let epoch = self.record.epoch;
+            self.effects
+                .push_back(Effect::Tell(Event::Refused(epoch, "undecided", why)));
+        }
     }
 
     fn meet_unreplicated(&mut self, waited: bool) {
@@ -117,24 +142,24 @@ impl Failover {
     }
 
     /// Whose data is the cluster's, and why; or why that cannot be told.
-    fn whose_data(&self) -> Result<(NodeId, String), String> {
+    fn whose_data(&self) -> Result<(NodeId, String), Open> {
         let silent: Vec<_> = self
             .ids()
             .filter(|node| self.nodes[node.index()].standing.is_none())
             .collect();
         if !silent.is_empty() {
             let names: Vec<_> = silent.iter().map(|node| self.name(*node)).collect();
-            return Err(format!(
+            return Err(Open::Waiting(format!(
                 "waiting for the first word of the syncd of {}",
                 names.join(", ")
-            ));
+            )));
         }
         let unread = |(_, at): &(NodeId, &Standing)| at.cluster.is_none() && at.content.is_none();
         if let Some((node, _)) = self.standings().find(unread) {
-            return Err(format!(
+            return Err(Open::Waiting(format!(
                 "waiting for the syncd of {} to read its data",
                 self.name(node)
-            ));
+            )));
         }
         if let Some(found) = self.former_cluster()? {
             return Ok(found);
@@ -156,21 +181,21 @@ impl Failover {
                     content.rows
                 ),
             )),
-            several => Err(self.unrelated(several)),
+            several => Err(Open::Undecidable(self.unrelated(several))),
         }
     }
 
     /// The cluster that the nodes remember although this arbiter does not: its last primary goes on.
-    fn former_cluster(&self) -> Result<Option<(NodeId, String)>, String> {
+    fn former_cluster(&self) -> Result<Option<(NodeId, String)>, Open> {
         let clusters: BTreeSet<_> = self
             .standings()
             .filter_map(|(_, standing)| standing.cluster)
             .collect();
         if clusters.len() > 1 {
-            return Err(
+            return Err(Open::Undecidable(
                 "the nodes belong to different clusters: give one of them an empty state_dir"
                     .to_owned(),
-            );
+            ));
         }
         let members = self
             .standings()
@@ -191,16 +216,17 @@ impl Failover {
                 *node,
                 "the last primary that the nodes remember".to_owned(),
             ))),
-            _ => Err(format!(
+            _ => Err(Open::Undecidable(format!(
                 "this proxy has no record of the cluster, and the nodes do not agree who led last; \
-                 decide with `hotwarm promote SERVICE --to NODE --accept-data-loss` (nodes: {})",
+                 decide with `hotwarm promote {} --to NODE --accept-data-loss` (nodes: {})",
+                self.rules.service,
                 self.rules
                     .members
                     .iter()
                     .map(|member| member.name.as_str())
                     .collect::<Vec<_>>()
                     .join(", ")
-            )),
+            ))),
         }
     }
 
@@ -212,8 +238,9 @@ impl Failover {
         let first = several.first().map_or("", |(node, _)| self.name(*node));
         format!(
             "{} hold unrelated data, and neither may be overwritten unasked; \
-             decide with `hotwarm promote SERVICE --to {first} --accept-data-loss` (the other's copy is kept)",
-            held.join(" and ")
+             decide with `hotwarm promote {} --to {first} --accept-data-loss` (the other's copy is kept)",
+            held.join(" and "),
+            self.rules.service
         )
     }
 
@@ -227,7 +254,7 @@ impl Failover {
         }
         match self.whose_data() {
             Ok(_) => "waiting for the applications to start".to_owned(),
-            Err(why) => why,
+            Err(Open::Waiting(why) | Open::Undecidable(why)) => why,
         }
     }
 

@@ -228,7 +228,9 @@ impl Failover {
             }
             (Cause::Trouble(super::Trouble::Breaker), _) => "circuit breaker opened".to_owned(),
             (Cause::Trouble(super::Trouble::Hang), Some((_, why))) if !why.is_empty() => why,
-            (Cause::Trouble(super::Trouble::Hang), _) => "health checks failed".to_owned(),
+            (Cause::Trouble(super::Trouble::Hang | super::Trouble::Stall), _) => {
+                "health checks failed".to_owned()
+            }
             (Cause::Switchover, _) => "planned switchover".to_owned(),
             (Cause::Promote, _) => "operator's decision".to_owned(),
             (Cause::Failback, _) => "the preferred node has caught up".to_owned(),

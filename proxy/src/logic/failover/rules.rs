@@ -48,6 +48,8 @@ pub enum TooFarBehind {
 /// The rules of one service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
+    /// The service's name, for the commands that events advise.
+    pub service: String,
     /// The nodes, in the order of the configuration.
     pub members: Vec<Member>,
     /// Whether the nodes have a syncd; without one a promotion is a change of routing and nothing else.
