@@ -2,7 +2,7 @@
 //!
 //! The primary's required set contains the set on disk at every instant. Growing: the gate closes, the primary requires the
 //! newcomer too and takes a sample, the newcomer reaches it, and only then is it written down. Shrinking: it is written down,
-//! and only then is nobody waited for. (The opposite orders lose writes; the model in `examples/tests/model` shows how.)
+//! and only then is nobody waited for. (The opposite orders lose writes; the crate `model` shows how.)
 
 use std::collections::BTreeSet;
 use std::time::Instant;

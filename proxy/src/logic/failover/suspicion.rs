@@ -13,7 +13,12 @@ impl Failover {
         if self.must_decide_anew(primary) {
             return self.begin_round(now, Cause::Restart, None, false, None);
         }
-        let Phase::Suspect { trouble, ripe, .. } = self.phase else {
+        let Phase::Suspect {
+            mut trouble,
+            mut ripe,
+            ..
+        } = self.phase
+        else {
             return;
         };
         let Some(worst) = self.facts(primary).trouble() else {
@@ -31,7 +36,8 @@ impl Failover {
             return;
         }
         if trouble == Trouble::Stall {
-            return self.suspect(now, primary, worst);
+            self.suspect(now, primary, worst);
+            (trouble, ripe) = (worst, false);
         }
         // A refused port is given a moment to come back; every other trouble has been watched for long enough already.
         if !(ripe || worst != Trouble::Crash) {
