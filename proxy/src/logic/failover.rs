@@ -177,12 +177,12 @@ impl Failover {
                 facts.app = app;
                 facts.app_why = why;
             }
-            Input::Refused(node) => self.facts(node).refusing = true,
-            Input::Answered(node) => self.facts(node).refusing = false,
-            Input::Stalled(node) => self.facts(node).stalled = true,
-            Input::Responded(node) => self.facts(node).stalled = false,
-            Input::Broke(node) => self.facts(node).broken = true,
-            Input::Mended(node) => self.facts(node).broken = false,
+            Input::Refused(node) => self.facts(node).signs.refusing = true,
+            Input::Answered(node) => self.facts(node).signs.refusing = false,
+            Input::Stalled(node) => self.facts(node).signs.stalled = true,
+            Input::Responded(node) => self.facts(node).signs.stalled = false,
+            Input::Broke(node) => self.facts(node).signs.broken = true,
+            Input::Mended(node) => self.facts(node).signs.broken = false,
             Input::Report(node, standing) => self.handle_report(now, node, standing),
             Input::Silent(node) => {
                 let facts = self.facts(node);
@@ -287,7 +287,7 @@ impl Failover {
     #[must_use]
     pub fn app(&self, node: NodeId) -> (App, bool) {
         let facts = &self.nodes[node.index()];
-        (facts.app, facts.refusing)
+        (facts.app, facts.signs.refusing)
     }
 
     /// Why `node` could not be promoted at this moment; `None` if it could.
@@ -406,7 +406,7 @@ impl Failover {
         self.timers.remove(&Timer::Crash);
         if let Some(primary) = self.record.primary {
             self.effects.push_back(Effect::Alert(primary, false));
-            self.facts(primary).stalled = false;
+            self.facts(primary).signs.stalled = false;
             self.served = Some((self.record.epoch, primary));
             self.ended = None;
         }

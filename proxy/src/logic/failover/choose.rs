@@ -46,7 +46,7 @@ pub(super) enum Choice {
 /// Why `node` cannot take requests as a primary, whatever its position.
 pub(super) fn unfit(machine: &Failover, node: NodeId) -> Option<String> {
     let facts = &machine.nodes[node.index()];
-    if facts.refusing {
+    if facts.signs.refusing {
         return Some("its application refuses connections".to_owned());
     }
     match facts.app {

@@ -73,6 +73,17 @@ pub(super) enum Asked {
     Follow(Epoch),
 }
 
+/// What requests, and knocks at its port, say of an application.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Signs {
+    /// Its port refuses connections.
+    pub(super) refusing: bool,
+    /// Its breaker is open.
+    pub(super) broken: bool,
+    /// Requests wait there and none is answered.
+    pub(super) stalled: bool,
+}
+
 /// All that is known of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Facts {
@@ -80,12 +91,8 @@ pub(super) struct Facts {
     pub(super) app: App,
     /// Why it is down, as the probe said.
     pub(super) app_why: String,
-    /// Whether its port refuses connections.
-    pub(super) refusing: bool,
-    /// Whether its breaker is open.
-    pub(super) broken: bool,
-    /// Whether requests wait there and none is answered.
-    pub(super) stalled: bool,
+    /// Its application, by requests and knocks.
+    pub(super) signs: Signs,
     /// Its latest report; `None` while its syncd is silent.
     pub(super) standing: Option<Standing>,
     /// When the latest report came, also when it is silent since.
@@ -127,13 +134,13 @@ impl Trouble {
 impl Facts {
     /// What is wrong with the application, if anything.
     pub(super) const fn trouble(&self) -> Option<Trouble> {
-        if self.refusing {
+        if self.signs.refusing {
             Some(Trouble::Crash)
         } else if matches!(self.app, App::Down) {
             Some(Trouble::Hang)
-        } else if self.broken {
+        } else if self.signs.broken {
             Some(Trouble::Breaker)
-        } else if self.stalled {
+        } else if self.signs.stalled {
             Some(Trouble::Stall)
         } else {
             None
@@ -142,6 +149,6 @@ impl Facts {
 
     /// Whether requests could be answered here.
     pub(super) const fn is_up(&self) -> bool {
-        matches!(self.app, App::Up) && !self.refusing
+        matches!(self.app, App::Up) && !self.signs.refusing
     }
 }

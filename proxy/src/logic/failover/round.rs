@@ -221,7 +221,7 @@ impl Failover {
         let primary = self.record.primary;
         let why = primary
             .map(|primary| self.facts(primary))
-            .map(|facts| (facts.refusing, facts.app_why.clone()));
+            .map(|facts| (facts.signs.refusing, facts.app_why.clone()));
         match (cause, why) {
             (Cause::Trouble(super::Trouble::Crash), _) | (Cause::Trouble(_), Some((true, _))) => {
                 "connect refused".to_owned()

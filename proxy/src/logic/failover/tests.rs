@@ -1,6 +1,12 @@
 //! Dialogues with the machine: what it is told, and what it then wants done. Every order of events is the matter of the crate
 //! `model`; here is what people see, and what takes time.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    clippy::unwrap_in_result,
+    reason = "a claim concerns a few effects, and a test stops at the first surprise"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
