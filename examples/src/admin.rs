@@ -22,6 +22,10 @@ pub struct Service {
     pub epoch: Epoch,
     /// Who takes writes.
     pub primary: Option<String>,
+    /// `async` or `standby-ack`.
+    pub durability: String,
+    /// Standbys that have every acknowledged write, on record; nobody is kept account of with `async`.
+    pub in_sync: Vec<String>,
     /// Requests that wait.
     pub held_requests: u64,
     /// Its nodes.
@@ -74,9 +78,24 @@ impl Service {
     /// Whether requests are served and a healthy standby could take over at once without losing anything it should not.
     #[must_use]
     pub fn is_safe(&self) -> bool {
-        let standby =
-            |node: &Node| node.role == Role::Standby && node.promotable && node.health == "up";
-        self.phase == "serving" && self.primary.is_some() && self.nodes.iter().any(standby)
+        self.followers()
+            .any(|node| node.promotable && node.health == "up")
+    }
+
+    /// Whether requests are served and a standby has the data, whatever its application does.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.followers().next().is_some()
+    }
+
+    /// The standbys of a node that serves; with `standby-ack`, those of them that are in sync.
+    fn followers(&self) -> impl Iterator<Item = &Node> {
+        let serving = self.phase == "serving" && self.primary.is_some();
+        let all = self.durability != "standby-ack";
+        let follows = move |node: &&Node| {
+            serving && node.role == Role::Standby && (all || self.in_sync.contains(&node.name))
+        };
+        self.nodes.iter().filter(follows)
     }
 
     /// How many accepted writes the last change of primary is said to have lost at most.
@@ -175,5 +194,36 @@ impl Syncd {
     /// There is no answer, or none that can be read.
     pub async fn status(&self) -> Result<Status, CallError> {
         self.0.get("/v1/status", WITHIN).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn service(durability: &str, in_sync: &[&str], health: &str) -> Service {
+        let node = |name: &str, role: &str, health: &str| {
+            json!({"name": name, "role": role, "health": health, "lag": {},
+                   "promotable": health == "up", "not_promotable_because": null})
+        };
+        let service = json!({
+            "name": "shop", "phase": "serving", "epoch": 2, "primary": "b", "durability": durability,
+            "in_sync": in_sync, "held_requests": 0, "last_failover": null,
+            "nodes": [node("a", "standby", health), node("b", "primary", "up")],
+        });
+        serde_json::from_value(service).unwrap()
+    }
+
+    #[test]
+    fn a_standby_with_a_hung_application_follows_and_is_not_safe() {
+        let hung = service("standby-ack", &["a"], "down");
+        assert!(hung.is_followed() && !hung.is_safe());
+        let well = service("standby-ack", &["a"], "up");
+        assert!(well.is_followed() && well.is_safe());
+        let late = service("standby-ack", &[], "up");
+        assert!(!late.is_followed() && !late.is_safe());
+        let nobody_waits = service("async", &[], "up");
+        assert!(nobody_waits.is_followed() && nobody_waits.is_safe());
     }
 }

@@ -13,7 +13,7 @@ use crate::ledger::{Fate, Ledger};
 use crate::trouble::Trouble;
 
 /// Orders per page when reading over HTTP; the shop allows no more.
-const PAGE: u64 = 1_000;
+const PAGE: usize = 1_000;
 /// How many examples of each fault are shown.
 const SHOWN: usize = 5;
 
@@ -32,7 +32,7 @@ pub struct Order {
 #[derive(Deserialize)]
 struct Page {
     orders: Vec<Order>,
-    pages: u64,
+    pages: usize,
 }
 
 /// All orders, as any client can read them.
@@ -40,8 +40,18 @@ struct Page {
 /// # Errors
 /// The shop does not answer.
 pub async fn over_http(shop: &Client) -> Result<Vec<Order>, Trouble> {
+    Ok(over_http_from(0, shop).await?.1)
+}
+
+/// The orders from place `from` on, as any client can read them, and some before it: whole pages are read. Returns how many
+/// orders were left out, and the others.
+///
+/// # Errors
+/// The shop does not answer, or has no orders at that place.
+pub async fn over_http_from(from: usize, shop: &Client) -> Result<(usize, Vec<Order>), Trouble> {
     let mut orders = Vec::new();
-    for number in 1.. {
+    let first = from / PAGE;
+    for number in first + 1.. {
         let path = format!("/orders?per_page={PAGE}&page={number}");
         let answer = shop.get(&path, Duration::from_secs(30)).await;
         let answer = answer.map_err(|lost| Trouble::Nonsense(format!("read orders: {lost}")))?;
@@ -53,7 +63,7 @@ pub async fn over_http(shop: &Client) -> Result<Vec<Order>, Trouble> {
             break;
         }
     }
-    Ok(orders)
+    Ok((first * PAGE, orders))
 }
 
 /// The books themselves, read from the database file in one transaction.
@@ -105,6 +115,8 @@ pub struct Verdict {
     pub lost: Vec<String>,
     /// In the books more than once.
     pub doubled: Vec<String>,
+    /// Accepted under one number, and in the books under another.
+    pub renumbered: Vec<String>,
     /// Refused, and yet in the books.
     pub contradicted: Vec<String>,
     /// Orders of unknown outcome that are in the books.
@@ -117,18 +129,27 @@ impl Verdict {
     /// Compares what the customers were told with the orders in the books.
     #[must_use]
     pub fn of(ledger: &Ledger, orders: &[Order]) -> Self {
-        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
-        for reference in orders.iter().filter_map(|order| order.reference.as_deref()) {
-            *times.entry(reference).or_insert(0) += 1;
+        let mut numbers: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+        for order in orders {
+            if let Some(reference) = order.reference.as_deref() {
+                numbers.entry(reference).or_default().push(order.id);
+            }
         }
         let mut verdict = Self::default();
         for (reference, fate) in &ledger.orders {
-            let there = times.get(reference.as_str()).copied().unwrap_or(0);
-            if there > 1 {
+            let there = numbers
+                .get(reference.as_str())
+                .map_or(&[][..], Vec::as_slice);
+            if there.len() > 1 {
                 verdict.doubled.push(reference.clone());
             }
-            match (fate, there) {
+            match (fate, there.len()) {
                 (Fate::Accepted(_), 0) => verdict.lost.push(reference.clone()),
+                (Fate::Accepted(id), 1..) if !there.contains(id) => {
+                    verdict
+                        .renumbered
+                        .push(format!("{reference} ({id}, now {there:?})"));
+                }
                 (Fate::Refused(why), 1..) => {
                     verdict.contradicted.push(format!("{reference} ({why})"));
                 }
@@ -153,6 +174,11 @@ impl Verdict {
         };
         note("accepted orders lost", &self.lost, may_lose);
         note("orders executed more than once", &self.doubled, 0);
+        note(
+            "accepted orders have another number now",
+            &self.renumbered,
+            0,
+        );
         note("orders refused and yet executed", &self.contradicted, 0);
         broken
     }
@@ -191,6 +217,7 @@ mod tests {
                 ("kept", Fate::Accepted(1)),
                 ("lost", Fate::Accepted(2)),
                 ("twice", Fate::Accepted(3)),
+                ("moved", Fate::Accepted(99)),
                 ("refused", Fate::Refused("503".to_owned())),
                 ("ghost", Fate::Refused("503".to_owned())),
                 ("maybe", Fate::Unknown("502".to_owned())),
@@ -209,14 +236,16 @@ mod tests {
             "maybe",
             "maybe-twice",
             "maybe-twice",
+            "moved",
         ];
         let books: Vec<_> = (1..).zip(books).map(|(id, name)| order(id, name)).collect();
         let verdict = Verdict::of(&ledger, &books);
         assert_eq!(verdict.lost, ["lost"]);
         assert_eq!(verdict.doubled, ["maybe-twice", "twice"]);
         assert_eq!(verdict.contradicted, ["ghost (503)"]);
+        assert_eq!(verdict.renumbered, ["moved (99, now [8])"]);
         assert_eq!((verdict.unknown_there, verdict.unknown_absent), (2, 1));
-        assert_eq!(verdict.broken(0).len(), 3);
-        assert_eq!(verdict.broken(1).len(), 2);
+        assert_eq!(verdict.broken(0).len(), 4);
+        assert_eq!(verdict.broken(1).len(), 3);
     }
 }

@@ -12,6 +12,10 @@ use crate::scenario::{
 use crate::stack::{Durability, Side};
 use crate::trouble::Trouble;
 
+/// How long an application that hung may take to be well again: what was queued at it fails at the fence one by one, each after
+/// SQLite's own wait of 5 s.
+const WELL_WITHIN: Duration = Duration::from_secs(480);
+
 /// What can be rehearsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
@@ -119,6 +123,7 @@ async fn once(
                 durability,
                 seed,
                 around,
+                well_within: Some(WELL_WITHIN),
             };
             hang::run(options).await?
         }

@@ -1,6 +1,7 @@
 //! What the client was told: every request, and the fate of every order as far as its customer knows it.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use crate::stats::Sample;
@@ -9,7 +10,7 @@ use crate::stats::Sample;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It was accepted, under this number. It must be there, once, for ever.
-    Accepted(u64),
+    Accepted(i64),
     /// It was refused, for this reason. It must not be there.
     Refused(String),
     /// Nobody can say; it may be there once, or not at all.
@@ -51,6 +52,13 @@ pub struct Entry {
     pub outcome: Outcome,
 }
 
+impl Entry {
+    /// Whether it was sent before `during` ended, and not answered before it began.
+    fn was_under_way(&self, during: &RangeInclusive<Instant>) -> bool {
+        self.sent <= *during.end() && self.done >= *during.start()
+    }
+}
+
 /// Everything that happened under one load.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -77,6 +85,13 @@ impl Ledger {
         self.entries.iter().filter(failed).count()
     }
 
+    /// How often an accepted order was looked up and not found.
+    #[must_use]
+    pub fn not_found(&self) -> usize {
+        let not_found = |entry: &&Entry| entry.outcome == Outcome::NotFound;
+        self.entries.iter().filter(not_found).count()
+    }
+
     /// How often each way of failing occurred, in words.
     #[must_use]
     pub fn failures(&self) -> BTreeMap<String, usize> {
@@ -93,12 +108,20 @@ impl Ledger {
         count
     }
 
-    /// Requests of a kind that were under way at `moment`.
+    /// Requests of a kind that were under way at some instant of `during`.
     #[must_use]
-    pub fn under_way(&self, kind: Kind, moment: Instant) -> usize {
-        let under_way =
-            |entry: &&Entry| entry.kind == kind && entry.sent <= moment && entry.done >= moment;
+    pub fn under_way(&self, kind: Kind, during: &RangeInclusive<Instant>) -> usize {
+        let under_way = |entry: &&Entry| entry.kind == kind && entry.was_under_way(during);
         self.entries.iter().filter(under_way).count()
+    }
+
+    /// Requests of a kind that did not end as they should although they were at no instant of `during` under way.
+    #[must_use]
+    pub fn failed_apart_from(&self, kind: Kind, during: &RangeInclusive<Instant>) -> usize {
+        let apart = |entry: &&Entry| {
+            entry.kind == kind && entry.outcome != Outcome::Served && !entry.was_under_way(during)
+        };
+        self.entries.iter().filter(apart).count()
     }
 
     /// The longest stretch without any success between the two moments: what a user would call the outage.
@@ -165,8 +188,32 @@ mod tests {
             ledger.longest_gap(at(0), at(2000)),
             Duration::from_millis(1100)
         );
-        assert_eq!(ledger.under_way(Kind::Read, at(50)), 2);
+        assert_eq!(ledger.under_way(Kind::Read, &(at(50)..=at(50))), 2);
         assert_eq!(ledger.failed(Kind::Read), 1);
         assert_eq!(ledger.failures().len(), 1);
+    }
+
+    #[test]
+    fn what_was_sent_while_a_process_group_died_was_under_way() {
+        let start = shared::clock::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let lost = || Outcome::Unknown("502".to_owned());
+        let ledger = Ledger {
+            entries: vec![
+                // Answered before the kill began.
+                entry(start, 0, 99, lost()),
+                // Sent before, inside at the kill.
+                entry(start, 90, 105, lost()),
+                // Sent to a worker that the signal had not reached yet.
+                entry(start, 104, 105, lost()),
+                // Sent when the last of the group had been waited for.
+                entry(start, 111, 120, lost()),
+            ],
+            ..Ledger::default()
+        };
+        let killing = at(100)..=at(110);
+        assert_eq!(ledger.under_way(Kind::Read, &killing), 2);
+        assert_eq!(ledger.failed_apart_from(Kind::Read, &killing), 2);
+        assert_eq!(ledger.failed_apart_from(Kind::Write, &killing), 0);
     }
 }

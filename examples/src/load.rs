@@ -63,12 +63,12 @@ struct Shop {
     patience: Duration,
     places: Arc<Semaphore>,
     ledger: Mutex<Ledger>,
-    newest: Mutex<Vec<u64>>,
+    newest: Mutex<Vec<i64>>,
 }
 
 #[derive(Deserialize)]
 struct Placed {
-    id: u64,
+    id: i64,
     #[serde(rename = "ref")]
     reference: String,
 }
@@ -129,12 +129,7 @@ async fn keep_sending(shop: Arc<Shop>, enough: Arc<AtomicBool>, plan: Plan) {
 
 impl Shop {
     async fn order(&self, sent: Instant, reference: String, item: &str) {
-        let body = format!(r#"{{"item":"{item}","quantity":1,"ref":"{reference}"}}"#);
-        let fate = match self.client.post("/order", body, self.patience).await {
-            Ok(answer) => fate(&answer, &reference),
-            Err(Lost::Connect(error)) => Fate::Refused(format!("connect: {error}")),
-            Err(lost @ (Lost::Broken(_) | Lost::Late)) => Fate::Unknown(lost.to_string()),
-        };
+        let fate = order(&self.client, &reference, item, self.patience).await;
         let outcome = match &fate {
             Fate::Accepted(id) => {
                 self.remember(*id);
@@ -163,7 +158,7 @@ impl Shop {
         self.ledger().enter(Kind::Read, sent, outcome);
     }
 
-    fn remember(&self, id: u64) {
+    fn remember(&self, id: i64) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if newest.len() < 64 {
             newest.push(id);
@@ -173,7 +168,7 @@ impl Shop {
         }
     }
 
-    fn any_of_the_newest(&self, pick: usize) -> Option<u64> {
+    fn any_of_the_newest(&self, pick: usize) -> Option<i64> {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         newest.get(pick % newest.len().max(1)).copied()
     }
@@ -191,6 +186,16 @@ impl Ledger {
             done: clock::now(),
             outcome,
         });
+    }
+}
+
+/// Places one order, and says what its customer knows then.
+pub async fn order(shop: &Client, reference: &str, item: &str, patience: Duration) -> Fate {
+    let body = format!(r#"{{"item":"{item}","quantity":1,"ref":"{reference}"}}"#);
+    match shop.post("/order", body, patience).await {
+        Ok(answer) => fate(&answer, reference),
+        Err(Lost::Connect(error)) => Fate::Refused(format!("connect: {error}")),
+        Err(lost @ (Lost::Broken(_) | Lost::Late)) => Fate::Unknown(lost.to_string()),
     }
 }
 

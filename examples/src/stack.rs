@@ -321,12 +321,32 @@ impl Stack {
         .await
     }
 
-    /// Waits until the standby shows all that the primary has and nothing moves, so that their databases can be compared.
+    /// Waits until the service is served and a standby has the data, whatever its application does.
+    ///
+    /// # Errors
+    /// It did not come about in time.
+    pub async fn until_followed(&self, within: Duration) -> Result<Service, Trouble> {
+        self.wait("an in-sync standby, well or not", within, async || {
+            self.service().await.ok().filter(Service::is_followed)
+        })
+        .await
+    }
+
+    /// As [`Self::until_even`], with a standby that could take over.
     ///
     /// # Errors
     /// It did not come about in time.
     pub async fn until_level(&self, within: Duration) -> Result<(), Trouble> {
         self.until_safe(within).await?;
+        self.until_even(within).await
+    }
+
+    /// Waits until the standby shows all that the primary has and nothing moves, so that their databases can be compared.
+    ///
+    /// # Errors
+    /// It did not come about in time.
+    pub async fn until_even(&self, within: Duration) -> Result<(), Trouble> {
+        self.until_followed(within).await?;
         let mut seen = Vec::new();
         self.wait(
             "the standby showing all of the primary",

@@ -1,4 +1,5 @@
-//! Somebody who watches all the while and remembers who said that it led in which epoch: there must be one at most.
+//! Somebody who watches all the while and remembers who said that it led in which epoch (there must be one at most), and what
+//! each change of primary is said to have lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,8 @@ struct Seen {
     leaders: BTreeMap<Epoch, BTreeSet<String>>,
     newest: BTreeMap<String, Epoch>,
     contradictions: BTreeSet<String>,
+    /// By the epoch that began; none if nobody knows how much.
+    losses: BTreeMap<Epoch, Option<u64>>,
 }
 
 impl Witness {
@@ -45,6 +48,14 @@ impl Witness {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.contradictions.iter().cloned().collect()
     }
+
+    /// How many transactions the changes of primary after epoch `before`, up to `after`, are said to have lost at most; none if
+    /// one of them was not seen or does not know.
+    #[must_use]
+    pub fn admitted_loss(&self, before: Epoch, after: Epoch) -> Option<u64> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.admitted_loss(before, after)
+    }
 }
 
 impl Drop for Witness {
@@ -63,6 +74,9 @@ async fn watch(hotwarm: &Hotwarm, syncds: &[Syncd; 2], notes: &Mutex<Seen>) {
                 if let Some(primary) = service.primary {
                     seen.leader(service.epoch, primary);
                 }
+                if let Some(event) = service.last_failover {
+                    seen.losses.insert(event.epoch, event.lost_transactions);
+                }
             }
             for (side, status) in Side::BOTH.into_iter().zip([a, b]) {
                 if let Ok(status) = status {
@@ -80,6 +94,12 @@ impl Seen {
         if report.role == Role::Primary && !report.fenced {
             self.leader(report.epoch, side.name().to_owned());
         }
+    }
+
+    fn admitted_loss(&self, before: Epoch, after: Epoch) -> Option<u64> {
+        let epochs = before.0 + 1..=after.0;
+        let mut losses = epochs.map(|epoch| self.losses.get(&Epoch(epoch)).copied().flatten());
+        losses.try_fold(0_u64, |sum, lost| Some(sum.saturating_add(lost?)))
     }
 
     /// An epoch only ever grows, also over restarts: it is on disk before it is spoken.
@@ -127,5 +147,22 @@ mod tests {
         seen.epoch("hotwarm", Epoch(2));
         seen.epoch("hotwarm", Epoch(1));
         assert_eq!(seen.contradictions.len(), 2);
+    }
+
+    #[test]
+    fn a_loss_is_admitted_only_if_every_change_of_primary_was_seen() {
+        let seen = Seen {
+            losses: [(2, Some(3)), (3, Some(0)), (5, Some(4)), (6, None)]
+                .map(|(epoch, lost)| (Epoch(epoch), lost))
+                .into(),
+            ..Seen::default()
+        };
+        let admitted = |before, after| seen.admitted_loss(Epoch(before), Epoch(after));
+        assert_eq!(admitted(1, 1), Some(0));
+        assert_eq!(admitted(1, 3), Some(3));
+        assert_eq!(admitted(2, 3), Some(0));
+        assert_eq!(admitted(1, 5), None, "nobody saw epoch 4 begin");
+        assert_eq!(admitted(4, 5), Some(4));
+        assert_eq!(admitted(4, 6), None, "epoch 6 does not know");
     }
 }

@@ -55,6 +55,7 @@ fn a_hung_application_is_given_up_and_what_it_does_later_does_not_count() {
             durability: StandbyAck,
             seed: 15,
             around: Duration::from_secs(2),
+            well_within: None,
         };
         kept(&hang::run(options).await?);
         Ok(())
