@@ -1,4 +1,4 @@
-//! Which room of the house may use which; see ARCHITECTURE.md for why.
+//! Which room of the house may use which (see ARCHITECTURE.md for why), and whether what the documents name is there.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -255,6 +255,47 @@ fn the_lock_file_brings_in_nothing_that_is_banned() {
     );
 }
 
+#[test]
+fn every_promise_names_tests_and_every_test_that_it_names_exists() {
+    let page = fs::read_to_string(root().join("docs/promises.md")).unwrap();
+    let tests = tests();
+    let mut wrong = Vec::new();
+    for promise in 1..=8 {
+        let heading = format!("\n## P{promise} ");
+        let chapter = page.split(&heading).nth(1).unwrap_or_default();
+        let chapter = chapter.split("\n## ").next().unwrap_or_default();
+        let named: Vec<_> = quoted(chapter).filter(|word| is_test_name(word)).collect();
+        if named.is_empty() {
+            wrong.push(format!("P{promise} names no test"));
+        }
+        let missing = named.iter().filter(|name| !tests.contains(**name));
+        wrong.extend(missing.map(|name| format!("P{promise} names {name}, which is no test")));
+    }
+    assert!(wrong.is_empty(), "docs/promises.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_page_that_the_documents_link_to_exists() {
+    let mut wrong = Vec::new();
+    let mut pages = vec![
+        root().join("README.md"),
+        root().join("ARCHITECTURE.md"),
+        root().join("CHANGELOG.md"),
+    ];
+    pages.extend(files(&root().join("docs"), "md"));
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| {
+            let link = rest.split(')').next()?.split('#').next()?;
+            (!link.is_empty() && !link.contains("://")).then_some(link)
+        });
+        let folder = page.parent().unwrap();
+        let broken = links.filter(|link| !folder.join(link).exists());
+        wrong.extend(broken.map(|link| format!("{}: {link}", page.display())));
+    }
+    assert!(wrong.is_empty(), "broken links:\n{}", wrong.join("\n"));
+}
+
 /// Returns the folder of the whole workspace.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -295,6 +336,55 @@ fn sources(name: &str) -> Vec<(String, PathBuf, String)> {
     }
     assert!(!found.is_empty(), "no sources under {}", root.display());
     found
+}
+
+/// Returns the names of all tests of all members.
+fn tests() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for (member, _) in MEMBERS {
+        for path in files(&root().join(member), "rs") {
+            let text = fs::read_to_string(path).unwrap();
+            let mut is_test = false;
+            for line in text.lines().map(str::trim_start) {
+                if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                    is_test = true;
+                } else if let Some((_, rest)) = line.split_once("fn ").filter(|_| is_test) {
+                    names.insert(first_name(rest));
+                    is_test = false;
+                }
+            }
+        }
+    }
+    assert!(!names.is_empty(), "no tests were found");
+    names
+}
+
+/// Returns every file below `folder` whose name ends in `.ending`.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == ending) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Returns what stands between pairs of backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// Whether it looks like the name of a function of several words.
+fn is_test_name(word: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    word.contains('_') && word.chars().all(plain)
 }
 
 /// Returns the first name of every path that starts at `crate::`, in braces or not.
