@@ -136,10 +136,17 @@ impl UpstreamFault {
         )
     }
 
-    /// Whether the node is likely to be gone: its port refuses, or it dropped a request.
+    /// Whether the node is likely to be gone: it dropped a request, or the way to it is cut.
     #[must_use]
     pub const fn is_loss(&self) -> bool {
         matches!(self.cause, Cause::Closed | Cause::Io(_))
+    }
+
+    /// Whether the node's side ended the connection of a request that it had not begun to answer, as it does when its process
+    /// dies. A request that we gave up, or that the network swallowed, may still be carried out by a node that never knew.
+    #[must_use]
+    pub const fn is_dropped(&self) -> bool {
+        matches!(self.reach, Reach::Sent) && self.cause.is_of_the_node()
     }
 }
 
@@ -155,6 +162,16 @@ impl Cause {
         } else {
             Self::Io(kind)
         }
+    }
+
+    /// Whether it tells that the node's side ended a connection; other errors only tell that nothing was heard of it.
+    #[must_use]
+    pub const fn is_of_the_node(self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        matches!(
+            self,
+            Self::Closed | Self::Io(ConnectionReset | ConnectionAborted | BrokenPipe)
+        )
     }
 
     /// What happened on a connection.
@@ -206,5 +223,35 @@ impl std::error::Error for Fault {}
 impl From<UpstreamFault> for Fault {
     fn from(fault: UpstreamFault) -> Self {
         Self::Upstream(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_node_s_own_end_of_an_unanswered_request_is_a_drop() {
+        let fault = |reach, cause| UpstreamFault {
+            node: NodeId(0),
+            reach,
+            cause,
+        };
+        let (reset, silence) = (io::ErrorKind::ConnectionReset, io::ErrorKind::TimedOut);
+        for cause in [Cause::Closed, Cause::Io(reset)] {
+            assert!(fault(Reach::Sent, cause).is_dropped(), "{cause}");
+            assert!(!fault(Reach::Head, cause).is_dropped(), "{cause}");
+            assert!(!fault(Reach::Body, cause).is_dropped(), "{cause}");
+        }
+        for cause in [
+            Cause::Io(silence),
+            Cause::Io(io::ErrorKind::HostUnreachable),
+            Cause::ResponseTimeout,
+            Cause::IdleTimeout,
+            Cause::Malformed("odd"),
+            Cause::Abandoned,
+        ] {
+            assert!(!fault(Reach::Sent, cause).is_dropped(), "{cause}");
+        }
     }
 }

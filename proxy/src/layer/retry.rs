@@ -3,8 +3,10 @@
 //! The first attempt is polled in place. Everything after a failure is a task of patience and runs in one boxed future: tell
 //! the control plane what was seen, decide, be admitted anew (perhaps to another node, perhaps after a hold), try.
 //!
-//! A write that was lost inside a node that then lost its role is made again in one case: the node, fenced, reports the very
-//! position that was known before the write was sent. Then nothing was committed in between.
+//! A write that was lost inside a node that then lost its role is made again in one case: the node's process died with it, and
+//! the node, fenced, reports the very position that was known before the write was sent. Then nothing was committed in
+//! between, and nothing will be: a fence ends, so whoever still works on a request could carry it out later. A write that we
+//! gave up ourselves is therefore never made again, whatever is proved.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -416,7 +418,7 @@ impl Rules {
         let late = now.saturating_duration_since(first) >= self.desk.max_wait();
         let facts = self.facts(journey);
         let abandoned = failure.cause == Cause::Abandoned;
-        let is_loss = failure.is_loss();
+        let (is_loss, is_dropped) = (failure.is_loss(), failure.is_dropped());
         let until = until(&failure, journey.all_tries, now);
         let fault = Fault::Upstream(match (&failure.cause, &journey.reason) {
             (Cause::Broken(_), Some(reason)) => reason.clone(),
@@ -436,7 +438,7 @@ impl Rules {
             (Next::Spend | Next::GiveUp, _) if facts.repeatable && facts.replayable && is_loss => {
                 Step::Outlive(fault, Proof::NotNeeded)
             }
-            (Next::Prove, _) if is_loss || abandoned => Step::Outlive(fault, Proof::Needed),
+            (Next::Prove, _) if is_dropped => Step::Outlive(fault, Proof::Needed),
             (Next::Again | Next::Spend | Next::Prove | Next::GiveUp, _) => Step::Done(Err(fault)),
         }
     }
@@ -469,11 +471,13 @@ impl Rules {
         let Ok(seat) = self.desk.sit_down(&trail, journey.size()) else {
             return Err(fault);
         };
-        if !self.is_replaced(at, &seat).await {
+        let mut knocking = Knocking::new(self, at.node);
+        if !self.is_replaced(at, &seat, &mut knocking).await {
             return Err(fault);
         }
         if proof == Proof::Needed {
-            if !is_proved(&self.desk.lane().current(), at, journey.known.as_deref()) {
+            let proved = is_proved(&self.desk.lane().current(), at, journey.known.as_deref());
+            if !proved || !knocking.is_dead().await {
                 return Err(fault);
             }
             trail.tried_after_all(Class::KnownUnprocessed.as_str());
@@ -485,16 +489,10 @@ impl Rules {
     }
 
     /// Whether another epoch began in which requests are taken. False as soon as it is certain that none will.
-    async fn is_replaced(&self, at: Place, seat: &Seat<'_>) -> bool {
+    async fn is_replaced(&self, at: Place, seat: &Seat<'_>, knocking: &mut Knocking<'_>) -> bool {
         let lane = self.desk.lane();
         let mut changes = lane.steering().changes();
         let mut closed = false;
-        let mut knocking = Knocking {
-            rules: self,
-            node: at.node,
-            answered: 0,
-            next: clock::now() + KNOCK_EVERY,
-        };
         loop {
             let view = lane.current();
             let open = view.epoch == at.epoch && view.target == Some(at.node);
@@ -523,10 +521,26 @@ struct Knocking<'r> {
     rules: &'r Rules,
     node: NodeId,
     answered: u32,
+    refused: bool,
     next: Instant,
 }
 
-impl Knocking<'_> {
+impl<'r> Knocking<'r> {
+    fn new(rules: &'r Rules, node: NodeId) -> Self {
+        Self {
+            rules,
+            node,
+            answered: 0,
+            refused: false,
+            next: clock::now() + KNOCK_EVERY,
+        }
+    }
+
+    /// Whether the process that had the connection is gone: nobody has listened since. One that listens may be the same.
+    async fn is_dead(&self) -> bool {
+        self.refused || (self.rules.knock)(self.node).await == Some(false)
+    }
+
     /// Knocks once, when it is time to. True when the node lives.
     async fn knock(&mut self) -> bool {
         clock::sleep_until(self.next).await;
@@ -535,7 +549,7 @@ impl Knocking<'_> {
         match heard {
             Some(true) => self.answered += 1,
             Some(false) => {
-                self.answered = 0;
+                (self.answered, self.refused) = (0, true);
                 let sign = Sign::Refused(self.node);
                 self.rules.desk.lane().steering().tell(sign);
                 // It is dead, and whoever decides knows; there is no use in knocking much.

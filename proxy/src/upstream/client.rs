@@ -170,7 +170,11 @@ where
                     return fault(Reach::Unsent, cause);
                 }
                 // The node reads no more, but it may have said why before it closed.
-                Poll::Ready(Err(SendError::Io(_))) => self.outflow.stage = Stage::Stopped,
+                Poll::Ready(Err(SendError::Io(cause))) if cause.is_of_the_node() => {
+                    self.outflow.stage = Stage::Stopped;
+                }
+                // Reading would find a mere end now, and take it for the node's.
+                Poll::Ready(Err(SendError::Io(cause))) => return fault(Reach::Sent, cause),
             }
             let read = ready!(poll_more(connection, context, READ_HEAD));
             let reach = match connection.incoming.is_empty() {

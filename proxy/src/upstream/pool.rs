@@ -457,11 +457,14 @@ impl Service<Attempt> for Pools {
     }
 }
 
-/// Whether something accepts connections at the node: connects and closes again. `None` when neither yes nor no was heard in
-/// time.
+/// Whether something accepts connections at the node: connects and closes again. `None` when neither a yes nor a refusal was
+/// heard in time.
 pub async fn knock(pool: &Pool, within: Duration) -> Option<bool> {
-    let dialed = timeout(within, pool.dial()).await.ok()?;
-    Some(dialed.is_ok())
+    match timeout(within, pool.dial()).await.ok()? {
+        Ok(_) => Some(true),
+        Err(fault) if fault.cause == Cause::Refused => Some(false),
+        Err(_) => None,
+    }
 }
 
 #[cfg(test)]

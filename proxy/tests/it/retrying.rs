@@ -261,6 +261,80 @@ fn a_lost_post_is_replayed_exactly_once_when_nothing_was_committed_since() {
 }
 
 #[test]
+fn a_post_that_was_given_up_is_never_replayed_whatever_is_proved() {
+    // The node hangs and its connection stays open: it may carry the request out when it wakes, after any fence.
+    let a = Node::start(|_| Act::Never);
+    let b = Node::ok();
+    let (proxy, _syncds) = replicated(&a, &b);
+    proxy.steering.learn(Epoch(1), &at(1, 7));
+    let (mut client, _) = hang_up(&a, &proxy, POST);
+    proxy.steering.publish(closed(1, "hang"));
+    proxy.steering.abandon_below(Epoch(2));
+    proxy.steering.publish(taken_over(Some(at(1, 7))));
+    let answer = client.answer();
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    let status = answer.field("proxy-status").unwrap();
+    assert!(
+        status.contains("the node lost its role; whether the request was carried out is unknown"),
+        "{status}"
+    );
+    assert!(b.rest().is_empty());
+    assert_eq!(proxy.log()[0]["attempts"][0]["result"], "maybe-processed");
+}
+
+#[test]
+fn a_post_that_took_too_long_is_never_replayed_whatever_is_proved() {
+    let a = Node::start(|_| Act::Never);
+    let b = Node::ok();
+    let syncds = [Node::ok(), Node::ok()];
+    let proxy = Setup::new(&[&a, &b])
+        .syncds(&[&syncds[0], &syncds[1]])
+        .with("[service.timeouts]\nresponse_header = \"200ms\"")
+        .start();
+    proxy.steering.learn(Epoch(1), &at(1, 7));
+    let (mut client, _) = hang_up(&a, &proxy, POST);
+    let late = client.answer();
+    assert_eq!(late.status, 504, "{}", late.text());
+    proxy.steering.publish(taken_over(Some(at(1, 7))));
+    assert_eq!(proxy.ask(GET).status, 200);
+    assert!(b.rest().iter().all(|seen| seen.method() == "GET"));
+}
+
+#[test]
+fn a_post_whose_answer_had_begun_is_never_replayed_whatever_is_proved() {
+    let a = Node::start(|_| Act::Pieces(vec![b"HTTP/1.1 20".to_vec(), Vec::new()], channel().1));
+    let b = Node::ok();
+    let (mut proxy, _syncds) = replicated(&a, &b);
+    proxy.steering.learn(Epoch(1), &at(1, 7));
+    let (mut client, _) = hang_up(&a, &proxy, POST);
+    proxy.await_sign(Sign::Lost(A));
+    a.kill();
+    proxy.steering.publish(closed(1, "crash"));
+    proxy.steering.publish(taken_over(Some(at(1, 7))));
+    assert_eq!(client.answer().status, 502);
+    assert!(b.rest().is_empty());
+}
+
+#[test]
+fn a_post_lost_by_a_node_that_lives_is_never_replayed_whatever_is_proved() {
+    // A worker gave its connection up; its process may still be at the request.
+    let a = Node::acts([Act::Close]);
+    let b = Node::ok();
+    let (proxy, _syncds) = replicated(&a, &b);
+    proxy.steering.learn(Epoch(1), &at(1, 7));
+    proxy.steering.publish(closed(1, "switchover"));
+    let mut client = proxy.client();
+    client.send(POST);
+    proxy.until("it is held", |proxy| proxy.steering.held() == 1);
+    proxy.steering.publish(open(1, A));
+    a.seen();
+    proxy.steering.publish(closed(1, "switchover"));
+    proxy.steering.publish(taken_over(Some(at(1, 7))));
+    assert_eq!(client.answer().status, 502);
+    assert!(b.rest().is_empty());
+}
+
+#[test]
 fn without_proof_a_lost_post_is_an_honest_502() {
     type Case = (&'static str, Option<Positions>, Option<(u64, Positions)>);
     let cases: [Case; 5] = [

@@ -26,6 +26,8 @@ struct Wire {
     reads: VecDeque<Step>,
     /// How many bytes each write takes; `None` is an error. Everything, once the script is over.
     writes: VecDeque<Option<usize>>,
+    /// Which error that is; a broken pipe unless said.
+    fails_with: Option<io::ErrorKind>,
     written: Rc<RefCell<Vec<Vec<u8>>>>,
 }
 
@@ -61,7 +63,10 @@ impl AsyncWrite for Wire {
             None => bytes.len(),
             Some(Some(0)) => return Poll::Pending,
             Some(Some(taken)) => taken.min(bytes.len()),
-            Some(None) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Some(None) => {
+                let kind = self.fails_with.unwrap_or(io::ErrorKind::BrokenPipe);
+                return Poll::Ready(Err(kind.into()));
+            }
         };
         self.written.borrow_mut().push(bytes[..taken].to_vec());
         Poll::Ready(Ok(taken))
@@ -257,6 +262,15 @@ fn never_sent_means_that_not_a_byte_was_taken() {
     assert_eq!(refused.fault(), (Reach::Unsent, broken_pipe));
     let mut halfway = Bench::new(get(), Body::Empty, [], [Some(3), None]);
     assert_eq!(halfway.fault(), (Reach::Sent, Cause::Closed));
+    let mut cut = Bench::new(get(), Body::Empty, [], [Some(3), None]);
+    if let Some(connection) = &mut cut.transfer.connection {
+        connection.io.fails_with = Some(io::ErrorKind::TimedOut);
+    }
+    assert_eq!(
+        cut.fault(),
+        (Reach::Sent, Cause::Io(io::ErrorKind::TimedOut)),
+        "what the network swallowed was not closed by the node"
+    );
     let reset = Step::Fail(io::ErrorKind::ConnectionReset);
     let mut lost = Bench::new(get(), Body::Empty, [reset], []);
     assert_eq!(
