@@ -390,14 +390,10 @@ impl<S: AsyncRead + AsyncWrite> Session<S> {
             return Err(self.later("an acknowledgement was expected"));
         };
         let (peer, source) = (self.hello.node.as_str(), self.replica.name());
-        if !self.node.handle_ack(
-            peer,
-            source,
-            self.id,
-            self.hello.epoch,
-            ack.durable,
-            ack.applied,
-        ) {
+        if !self
+            .node
+            .handle_ack(peer, source, self.id, self.hello.epoch, *ack)
+        {
             return Err(self.later("another session of this follower has begun"));
         }
         pin.advance(ack.durable.seq);
