@@ -1,10 +1,11 @@
-//! A bad wire: passes connections on to a server, and damages what the server sends on long ones, now and then, from a seed.
+//! A bad wire: passes connections on to a server, and damages what the server sends on long ones, now and then, from a seed, until
+//! it is healed.
 //!
 //! Short exchanges are left alone: what is damaged is the stream of changes, not the questions and answers around it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use shared::rng::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,8 +20,15 @@ const EVERY_MOST: u64 = 400_000;
 /// The wire. Closed for new connections when dropped.
 #[derive(Debug)]
 pub struct Mangler {
-    damages: Arc<AtomicU64>,
+    harm: Arc<Harm>,
     listening: JoinHandle<()>,
+}
+
+/// What the wire does, and has done.
+#[derive(Debug, Default)]
+struct Harm {
+    damages: AtomicU64,
+    is_over: AtomicBool,
 }
 
 impl Mangler {
@@ -30,25 +38,30 @@ impl Mangler {
     /// The port cannot be listened on.
     pub async fn start(port: u16, server: SocketAddr, seed: u64) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-        let damages = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&damages);
+        let harm = Arc::new(Harm::default());
+        let to_do = Arc::clone(&harm);
         let listening = tokio::spawn(async move {
             let mut rng = Rng::with_seed(seed);
             while let Ok((client, _)) = listener.accept().await {
-                let (rng, count) = (rng.fork(), Arc::clone(&count));
+                let (rng, harm) = (rng.fork(), Arc::clone(&to_do));
                 tokio::spawn(async move {
                     // Whatever goes wrong here is what a bad wire does.
-                    let _ = pass(client, server, rng, &count).await;
+                    let _ = pass(client, server, rng, &harm).await;
                 });
             }
         });
-        Ok(Self { damages, listening })
+        Ok(Self { harm, listening })
     }
 
     /// How often something was damaged.
     #[must_use]
     pub fn damages(&self) -> u64 {
-        self.damages.load(Ordering::Relaxed)
+        self.harm.damages.load(Ordering::Relaxed)
+    }
+
+    /// From now on everything is passed on as it is.
+    pub fn heal(&self) {
+        self.harm.is_over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -62,7 +75,7 @@ async fn pass(
     mut client: TcpStream,
     server: SocketAddr,
     rng: Rng,
-    count: &AtomicU64,
+    harm: &Harm,
 ) -> std::io::Result<()> {
     let mut server = TcpStream::connect(server).await?;
     let mut head = [0; 64];
@@ -74,7 +87,7 @@ async fn pass(
     let forth = tokio::io::copy(&mut from_client, &mut to_server);
     let back = async {
         if stream {
-            damage(&mut from_server, &mut to_client, rng, count).await
+            damage(&mut from_server, &mut to_client, rng, harm).await
         } else {
             tokio::io::copy(&mut from_server, &mut to_client)
                 .await
@@ -92,7 +105,7 @@ async fn damage(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
     mut rng: Rng,
-    count: &AtomicU64,
+    harm: &Harm,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     let mut left = rng.u64(10_000..EVERY_MOST);
@@ -103,12 +116,12 @@ async fn damage(
         }
         let piece = &mut buffer[..length];
         left = left.saturating_sub(piece.len() as u64);
-        if left > 0 {
+        if left > 0 || harm.is_over.load(Ordering::Relaxed) {
             to.write_all(piece).await?;
             continue;
         }
         left = rng.u64(10_000..EVERY_MOST);
-        count.fetch_add(1, Ordering::Relaxed);
+        harm.damages.fetch_add(1, Ordering::Relaxed);
         match rng.u32(..3) {
             0 => {
                 let at = rng.usize(..piece.len());

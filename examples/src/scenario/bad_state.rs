@@ -12,16 +12,20 @@ use shared::call::{CallError, Peer};
 use shared::clock;
 use shared::model::{ClusterId, Epoch};
 
+use crate::admin::Service;
 use crate::mangler::Mangler;
 use crate::process::{Process, tail};
 use crate::scenario::reader::{Written, bank, prepared};
-use crate::scenario::{Report, UP_WITHIN, WHOLE_WITHIN, wrong};
+use crate::scenario::{Report, UP_WITHIN, WHOLE_WITHIN, millis, wrong};
 use crate::stack::{Durability, Part, Shape, Side, Stack};
 use crate::trouble::Trouble;
 use crate::workload::Workload;
 
 /// What state files begin with; other files are logs, whose torn ends are cut off and not refused.
 const SEALED: &[u8] = b"hotwarm-state-";
+
+/// A second's worth of transactions. Before the first `VACUUM` none is larger than what a bad wire lets through.
+const ARRIVED_LEAST: u64 = 300;
 
 /// Orders of an older epoch, and of another cluster, are answered with the newer epoch and change nothing.
 ///
@@ -183,7 +187,8 @@ fn sealed_files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A stream of changes with flipped bits, missing pieces and sudden ends: noticed every time, and made good.
+/// A stream of changes with flipped bits, missing pieces and sudden ends: noticed every time, and made good. What is whole in spite
+/// of it arrives at once; a transaction that is larger than what the wire lets through arrives when the wire is healed.
 ///
 /// # Errors
 /// It could not be carried out.
@@ -209,6 +214,13 @@ pub async fn bad_wire(seed: u64, lasting: Duration) -> Result<Report, Trouble> {
     report.count("damages", usize::try_from(damages).unwrap_or(usize::MAX));
     report.fact("transactions_per_second", written.per_second);
     report.promise(damages > 2, || "the wire was hardly used".to_owned());
+    let behind = stack.status(Side::B).await?.report.applied;
+    let arrived: u64 = behind.0.values().map(|position| position.seq).sum();
+    report.count("arrived", usize::try_from(arrived).unwrap_or(usize::MAX));
+    report.promise(arrived >= ARRIVED_LEAST, || {
+        format!("only {arrived} transactions came through the bad wire")
+    });
+    mangler.heal();
     report.promise(written.errors.is_empty(), || {
         format!("the writer was refused: {:?}", written.errors)
     });
@@ -217,7 +229,8 @@ pub async fn bad_wire(seed: u64, lasting: Duration) -> Result<Report, Trouble> {
     Ok(report)
 }
 
-/// A file that is no database where a standby's should be: said by name, left alone, and the service is served.
+/// A file that is no database where a node's should be: said by name, and left alone. Nobody is made primary until a person decides;
+/// then the service is served without that node.
 ///
 /// # Errors
 /// It could not be carried out.
@@ -228,33 +241,40 @@ pub async fn no_database() -> Result<Report, Trouble> {
     let theirs = stack.database(Side::B);
     fs::write(&theirs, TEXT).map_err(Trouble::system("write the letter"))?;
     stack.start_all()?;
-    let said = stack
-        .wait(
-            "syncd b naming the file",
-            Duration::from_secs(10),
-            async || {
-                let text = stack.describe().await;
-                let named = |line: &&str| {
-                    line.contains(&theirs.display().to_string()) && line.contains("not a database")
-                };
-                text.lines().find(named).map(str::to_owned)
-            },
-        )
+    let complaint = format!("{} is not a SQLite database", theirs.display());
+    let says = |service: &Service| service.summary().contains(&complaint);
+    let heard = async || stack.service().await.ok().filter(says);
+    let told = stack
+        .wait("the proxy naming the file", UP_WITHIN, heard)
         .await;
-    match said {
-        Ok(line) => report.notes.push(line),
+    match told {
+        Ok(service) => {
+            let nobody = service.primary.is_none();
+            report.promise(nobody, || {
+                format!("nobody asked for a primary: {}", service.summary())
+            });
+        }
         Err(late) => report.broken.push(late.to_string()),
     }
+    let admin = format!("http://{}", stack.admin());
+    let decided = "promote shop --to a --accept-data-loss --admin";
+    let decided: Vec<_> = decided.split(' ').chain([admin.as_str()]).collect();
+    let output = stack.run(&stack.programs().hotwarm, &decided)?;
+    report.promise(output.status.success(), || {
+        format!("{decided:?}: {}", String::from_utf8_lossy(&output.stderr))
+    });
+    let serves = |service: &Service| service.primary.as_deref() == Some(Side::A.name());
+    let heard = async || stack.service().await.ok().filter(serves);
+    let service = stack.wait("a serving alone", UP_WITHIN, heard).await?;
+    report.promise(says(&service) && !service.is_safe(), || service.summary());
     let kept = fs::read_to_string(&theirs).unwrap_or_default();
     report.promise(kept == TEXT, || "the file was changed".to_owned());
-    let service = stack.service().await?;
-    report.promise(!service.is_safe(), || service.summary());
     report.broken.extend(stack.panics());
     Ok(report)
 }
 
-/// The disk under one syncd fills up under load: said, the application is not the victim, and it recovers by itself when there
-/// is room again. Needs root, for a small file system of its own.
+/// The disk under one syncd fills up under load: said, the application is not the victim, and it recovers by itself, under the same
+/// load, when there is room again. Needs root, for a small file system of its own.
 ///
 /// # Errors
 /// It could not be carried out.
@@ -271,35 +291,53 @@ pub async fn full_disk(side: Side) -> Result<Report, Trouble> {
         ..Shape::new(Durability::Async)
     };
     let (stack, ()) = bank(shape, async |_| Ok(())).await?;
+    let before = stack.service().await?.epoch;
     let path = stack.database(Side::A).display().to_string();
     let args = ["write", &path, "300"];
     let writer = Workload::start(stack.programs(), stack.mark(), "bank.py", &args)?;
     let ballast = fill_up(&stack, side)?;
-    let told = stack
-        .wait(
-            "somebody saying that the disk is full",
-            Duration::from_secs(15),
-            async || {
-                let text = stack.describe().await.to_lowercase();
-                ["no space", "disk is full", "disk full", "enospc"]
-                    .iter()
-                    .any(|words| text.contains(words))
-                    .then_some(())
-            },
-        )
-        .await;
-    if let Err(late) = told {
-        report.broken.push(late.to_string());
+    let says_so = async || {
+        let status = stack.status(side).await.ok()?;
+        let mut errors = status.sources.iter().filter_map(|it| it.error.as_ref());
+        errors.find(|error| error.contains("is full")).cloned()
+    };
+    let within = Duration::from_secs(15);
+    match stack
+        .wait("the status saying that the disk is full", within, says_so)
+        .await
+    {
+        Ok(said) => report.notes.push(said),
+        Err(late) => report.broken.push(late.to_string()),
     }
     clock::sleep(Duration::from_secs(2)).await;
+    fs::remove_file(&ballast).map_err(Trouble::system("remove the ballast"))?;
+    let roomy = clock::now();
+    let tip =
+        async || Some(stack.status(Side::A).await.ok()?.report.tip).filter(|tip| !tip.0.is_empty());
+    let wanted = stack
+        .wait("the primary capturing again", WHOLE_WITHIN, tip)
+        .await?;
+    let shows = async || {
+        let applied = stack.status(Side::B).await.ok()?.report.applied;
+        applied.covers(&wanted).then_some(())
+    };
+    stack
+        .wait(
+            "the standby following again, under load",
+            WHOLE_WITHIN,
+            shows,
+        )
+        .await?;
+    report.fact("following_again_ms", millis(clock::now() - roomy));
     let written: Written = writer.finish()?;
     report.fact("transactions_per_second", written.per_second);
     report.fact("longest_write_ms", written.wait_ms_max.unwrap_or(f64::NAN));
     report.promise(written.errors.is_empty(), || {
         format!("the writer was refused: {:?}", written.errors)
     });
-    fs::remove_file(&ballast).map_err(Trouble::system("remove the ballast"))?;
     stack.until_level(WHOLE_WITHIN).await?;
+    let after = stack.service().await?;
+    report.promise(after.epoch == before, || after.summary());
     report.broken.extend(wrong(&stack)?);
     Ok(report)
 }
