@@ -9,6 +9,7 @@ mod index;
 mod pin;
 mod reader;
 mod recover;
+mod room;
 mod segment;
 mod state;
 mod sync;
@@ -48,7 +49,8 @@ pub struct Point {
 /// How a log is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A segment that is longer is followed by the next, in bytes. What is not needed any more is given back segment by segment.
+    /// A segment that is longer is followed by the next, in bytes. What is not needed any more is given back segment by segment. On a
+    /// small disk segments are shorter.
     pub segment_bytes: u64,
     /// How many bytes of the newest increments are kept in memory, so that whoever follows closely does not read the disk.
     pub ring_bytes: usize,
@@ -89,7 +91,7 @@ pub struct Cut {
 #[derive(Debug, Error)]
 pub enum LogError {
     /// The disk is full, and nothing could be dropped to make room. Nothing half-written is left.
-    #[error("the disk that {} is on is full, and the log holds nothing that may be dropped; make room, or let the standby catch up", path.display())]
+    #[error("the disk that {} is on is full, and the log there holds nothing that could be dropped; make room on that disk", path.display())]
     Full {
         /// The folder.
         path: PathBuf,
@@ -172,6 +174,8 @@ pub struct Log {
     cut: Option<Cut>,
     /// Bytes in the last segment's file, with parts of a transaction that is not whole yet.
     written: u64,
+    /// A last segment of this length is followed by the next, in bytes.
+    roll_at: u64,
     open: Option<Open>,
     buffer: Vec<u8>,
     is_broken: bool,
@@ -204,6 +208,11 @@ impl Log {
             mark: found.mark,
             ..State::default()
         };
+        let roll_at = room::share(
+            room::free_on_disk(folder),
+            state.bytes(),
+            limits.segment_bytes,
+        );
         Ok(Self {
             shared: Arc::new(Shared {
                 folder: folder.into(),
@@ -212,6 +221,7 @@ impl Log {
             limits,
             cut: found.cut,
             written,
+            roll_at,
             open: None,
             buffer: Vec::new(),
             is_broken: false,
@@ -251,8 +261,8 @@ impl Log {
     /// Appends an increment, or the next part of one, with a mark if it is the last part. Not synced.
     ///
     /// # Errors
-    /// Nothing half-written is left, unless it is [`LogError::Broken`]. A full disk is an error only after dropping old segments that
-    /// nobody needs did not help. After an error in the middle of a transaction, begin it again with part 0.
+    /// Nothing half-written is left, unless it is [`LogError::Broken`]. A full disk is an error only after dropping old segments did not
+    /// help, first those that nobody needs, then those that are pinned: whoever reads them finds them gone. After an error in the middle of a transaction, begin it again with part 0.
     pub fn append(&mut self, increment: &Increment, mark: Option<&[u8]>) -> Result<(), LogError> {
         if self.is_broken {
             return Err(LogError::Broken);
@@ -262,7 +272,7 @@ impl Log {
             if self.open.is_some() {
                 self.drop_open_parts()?;
             }
-            if self.written >= self.limits.segment_bytes {
+            if self.written >= self.roll_at {
                 self.roll()?;
             }
         }
@@ -336,7 +346,7 @@ impl Log {
         Reader::open(&self.shared, after)
     }
 
-    /// Keeps what comes after `seq` until the pin is dropped.
+    /// Keeps what comes after `seq` until the pin is dropped, or the disk is full.
     pub fn pin(&self, after_seq: u64) -> Pin {
         let mut state = self.shared.state();
         let id = state.next_pin;
@@ -426,12 +436,7 @@ impl Log {
     /// # Errors
     /// The system refuses.
     pub fn reset(&mut self, base: Point) -> Result<(), LogError> {
-        let ordinal = self.next_ordinal();
-        let mut segment = self.make_segment(ordinal, base, true);
-        while segment.as_ref().is_err_and(LogError::is_disk_full) && self.drop_oldest()? {
-            segment = self.make_segment(ordinal, base, true);
-        }
-        let segment = segment.map_err(|error| self.or_full(error))?;
+        let segment = self.add_segment(base, true)?;
         segment
             .file
             .sync_all()
@@ -494,7 +499,7 @@ impl Log {
             match written {
                 Err(error) if error.is_disk_full() => {
                     self.drop_open_parts_after(self.written)?;
-                    if !self.drop_oldest()? {
+                    if !self.drop_oldest()? && !self.drop_pinned()? {
                         return Err(self.or_full(error));
                     }
                 }
@@ -559,24 +564,39 @@ impl Log {
         Ok(())
     }
 
-    /// Begins the next segment.
+    /// Begins the next segment, and leaves room for others on the disk as far as the log does not need it itself.
     fn roll(&mut self) -> Result<(), LogError> {
         let Some(end) = self.end() else {
             return Err(LogError::NoBase);
         };
-        let ordinal = self.next_ordinal();
-        let mut segment = self.make_segment(ordinal, end, false);
-        while segment.as_ref().is_err_and(LogError::is_disk_full) && self.drop_oldest()? {
-            segment = self.make_segment(ordinal, end, false);
-        }
-        let segment = segment.map_err(|error| self.or_full(error))?;
+        let segment = self.add_segment(end, false)?;
         self.written = segment.length;
         let mut state = self.shared.state();
         if let Some(former) = state.segments.back().map(|former| Arc::clone(&former.file)) {
             state.dirty.push(former);
         }
         state.segments.push_back(segment);
+        drop(state);
+        while room::free_on_disk(&self.shared.folder) < self.roll_at {
+            if !self.drop_oldest()? && !self.drop_pinned()? {
+                break;
+            }
+        }
         Ok(())
+    }
+
+    /// Makes the file of the next segment, which is not a part of the log yet.
+    fn add_segment(&mut self, base: Point, is_fresh: bool) -> Result<Segment, LogError> {
+        let ordinal = self.next_ordinal();
+        let free = room::free_on_disk(&self.shared.folder);
+        self.roll_at = room::share(free, self.bytes(), self.limits.segment_bytes);
+        let mut segment = self.make_segment(ordinal, base, is_fresh);
+        while segment.as_ref().is_err_and(LogError::is_disk_full)
+            && (self.drop_oldest()? || self.drop_pinned()?)
+        {
+            segment = self.make_segment(ordinal, base, is_fresh);
+        }
+        segment.map_err(|error| self.or_full(error))
     }
 
     fn next_ordinal(&self) -> u64 {
@@ -598,12 +618,34 @@ impl Log {
 
     /// Drops the oldest segment, if nobody needs it and it is not the last. What follows it is on disk then.
     fn drop_oldest(&self) -> Result<bool, LogError> {
-        if self.shared.state().droppable().is_none() {
+        self.drop_oldest_up_to(State::needed_after)
+    }
+
+    /// Drops the oldest segment although somebody may be reading it, if it is not the last: rather than the disk, history is given up.
+    fn drop_pinned(&self) -> Result<bool, LogError> {
+        let dropped = self.drop_oldest_up_to(State::kept_after)?;
+        if dropped {
+            let start = self.start().map(|start| start.position);
+            tracing::warn!(
+                path = %self.shared.folder.display(),
+                start = start.map(tracing::field::display),
+                "the disk is full: history that a standby was still to get is dropped; it will be resynced"
+            );
+        }
+        Ok(dropped)
+    }
+
+    fn drop_oldest_up_to(&self, needed_after: fn(&State) -> u64) -> Result<bool, LogError> {
+        let is_droppable = |state: &State| state.is_droppable(needed_after(state));
+        if !is_droppable(&self.shared.state()) {
             return Ok(false);
         }
         self.sync()?;
         let mut state = self.shared.state();
-        let Some(oldest) = state.droppable() else {
+        if !is_droppable(&state) {
+            return Ok(false);
+        }
+        let Some(oldest) = state.segments.front() else {
             return Ok(false);
         };
         fs::remove_file(&oldest.path).map_err(LogError::io("remove", &oldest.path))?;

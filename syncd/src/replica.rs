@@ -119,6 +119,10 @@ pub struct Claim {
     pub is_fresh: bool,
 }
 
+/// What entitles one session to hand increments to the spool, until the next one begins or the node is told to do something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn(u64);
+
 /// Why the thread could not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ReplicaError {
@@ -150,7 +154,7 @@ enum Command {
     /// Answer as soon as it is known where a follower stands.
     Claim(Reply<Claim>),
     /// Increments will follow this point, which the content is at.
-    Stream(Point, Vec<Fork>, Reply<()>),
+    Stream(Point, Vec<Fork>, Reply<Turn>),
     /// Pages will come, and then increments after the base.
     BeginResync(Resync, Reply<()>),
     /// Hashes of the pages from this one on.
@@ -158,7 +162,7 @@ enum Command {
     /// Pages for the resync.
     Stage(Vec<(u32, Bytes)>, Reply<()>),
     /// No more pages; increments up to this seq complete them.
-    EndPages(u64, Reply<()>),
+    EndPages(u64, Reply<Turn>),
     /// A connection for reading pages, and the point at which they are now.
     OpenPages(Reply<(PageReader, PageHashes, Base)>),
     /// Read the whole content anew and compare.
@@ -191,7 +195,7 @@ pub struct Replica {
     inbox: std_mpsc::Sender<Command>,
     kick: Arc<Mutex<Option<Kick>>>,
     board: watch::Receiver<Board>,
-    spool: mpsc::Sender<Vec<Increment>>,
+    spool: mpsc::Sender<spool::Batch>,
     spooled: watch::Receiver<Result<Option<Position>, String>>,
     shared: Arc<Shared>,
 }
@@ -203,6 +207,8 @@ pub(crate) struct Shared {
     pub(crate) lineage: Mutex<Lineage>,
     /// How far the log is on disk, where it is a spool.
     synced: Mutex<Option<Position>>,
+    /// Whose increments are appended to the log, where it is a spool.
+    turn: Mutex<u64>,
     pub(crate) meter: Meter,
     pub(crate) metrics: SourceMetrics,
     pub(crate) node: String,
@@ -211,6 +217,20 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn new(node: &str, name: &str, store: Store, log: Log, metrics: SourceMetrics) -> Self {
+        Self {
+            log: Mutex::new(log),
+            lineage: Mutex::default(),
+            synced: Mutex::default(),
+            turn: Mutex::default(),
+            meter: Meter::default(),
+            metrics,
+            node: node.to_owned(),
+            name: name.to_owned(),
+            store,
+        }
+    }
+
     pub(crate) fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,6 +245,17 @@ impl Shared {
 
     pub(crate) fn set_synced(&self, position: Option<Position>) {
         *self.synced.lock().unwrap_or_else(PoisonError::into_inner) = position;
+    }
+
+    fn turn(&self) -> MutexGuard<'_, u64> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on nothing of earlier sessions is appended, and what was appended is on disk as far as [`Shared::synced`] says.
+    fn next_turn(&self) -> u64 {
+        let mut turn = self.turn();
+        *turn += 1;
+        *turn
     }
 
     /// Puts everything that the log has on disk.
@@ -279,16 +310,15 @@ impl Replica {
             .store
             .load_lineage(&setup.source.name)
             .map_err(|error| error.to_string())?;
-        let shared = Arc::new(Shared {
-            log: Mutex::new(log),
-            lineage: Mutex::new(lineage),
-            synced: Mutex::new(None),
-            meter: Meter::default(),
-            metrics: setup.metrics,
-            node: setup.node,
-            name: setup.source.name.clone(),
-            store: setup.store,
-        });
+        let shared = Shared::new(
+            &setup.node,
+            &setup.source.name,
+            setup.store,
+            log,
+            setup.metrics,
+        );
+        *shared.lineage() = lineage;
+        let shared = Arc::new(shared);
         let (inbox, heard) = std_mpsc::channel();
         let (board_tx, board) = watch::channel(Board::default());
         let kick = Arc::new(Mutex::new(None));
@@ -434,7 +464,7 @@ impl Replica {
     ///
     /// # Errors
     /// It does not follow, or is elsewhere.
-    pub async fn stream(&self, point: Point, lineage: Vec<Fork>) -> Result<(), ReplicaError> {
+    pub async fn stream(&self, point: Point, lineage: Vec<Fork>) -> Result<Turn, ReplicaError> {
         self.ask(|reply| Command::Stream(point, lineage, reply))
             .await
     }
@@ -468,7 +498,7 @@ impl Replica {
     ///
     /// # Errors
     /// No resync is under way.
-    pub async fn end_pages(&self, seq: u64) -> Result<(), ReplicaError> {
+    pub async fn end_pages(&self, seq: u64) -> Result<Turn, ReplicaError> {
         self.ask(|reply| Command::EndPages(seq, reply)).await
     }
 
@@ -488,13 +518,14 @@ impl Replica {
         self.ask(Command::Verify).await
     }
 
-    /// Hands increments to the spool. Waits while that is full.
+    /// Hands increments to the spool, which passes over them once the turn is over. Waits while the spool is full.
     ///
     /// # Errors
     /// The thread is gone.
-    pub async fn spool(&self, increments: Vec<Increment>) -> Result<(), ReplicaError> {
+    pub async fn spool(&self, turn: Turn, increments: Vec<Increment>) -> Result<(), ReplicaError> {
+        let turn = turn.0;
         self.spool
-            .send(increments)
+            .send(spool::Batch { turn, increments })
             .await
             .map_err(|_| ReplicaError::Gone)
     }

@@ -16,7 +16,7 @@ use super::frames::{Hearing, LinkError, Speaking, frames};
 use super::{GREETING_WITHIN, SILENCE_MOST};
 use crate::logic::station::Standing;
 use crate::node::Node;
-use crate::replica::{Claim, Replica, Resync};
+use crate::replica::{Claim, Replica, Resync, Turn};
 use crate::wire::increment::Increment;
 use crate::wire::message::{
     Ack, Base, HASHES_AT_ONCE, Hello, Message, PROTOCOL, Plan, Reason, VERSION, Welcome,
@@ -188,18 +188,15 @@ impl Session<'_> {
         speaking: &mut Speaking<Stream>,
     ) -> Result<(), String> {
         let source = self.replica.name();
-        let until = match welcome.plan {
+        let (turn, until) = match welcome.plan {
             Plan::Nothing => return self.wait_with(hearing).await,
             Plan::Stream(point) => {
                 let at = crate::log::Point {
                     position: point.position,
                     content: point.content,
                 };
-                self.replica
-                    .stream(at, welcome.lineage)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                None
+                let turn = self.replica.stream(at, welcome.lineage).await;
+                (turn.map_err(|error| error.to_string())?, None)
             }
             Plan::Resync {
                 base,
@@ -207,16 +204,17 @@ impl Session<'_> {
                 preserve,
             } => {
                 self.may_resync(reason, preserve, claim)?;
-                Some(
-                    self.resync(base, reason, preserve, welcome.lineage, hearing, speaking)
-                        .await?,
-                )
+                let (turn, until) = self
+                    .resync(base, reason, preserve, welcome.lineage, hearing, speaking)
+                    .await?;
+                (turn, Some(until))
             }
         };
         self.node.set_unfit(source, None);
         self.node.hear(source, welcome.tip, welcome.ended);
         Streaming {
             session: self,
+            turn,
             until,
             spooled: None,
         }
@@ -259,7 +257,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Fetches the pages that differ. Returns the seq up to which increments complete them.
+    /// Fetches the pages that differ. Returns the turn for the increments that come now, and the seq up to which they complete the pages.
     async fn resync(
         &self,
         base: Base,
@@ -268,7 +266,7 @@ impl Session<'_> {
         lineage: Vec<shared::api::Fork>,
         hearing: &mut Hearing<Stream>,
         speaking: &mut Speaking<Stream>,
-    ) -> Result<u64, String> {
+    ) -> Result<(Turn, u64), String> {
         let order = Resync {
             base,
             lineage,
@@ -302,11 +300,8 @@ impl Session<'_> {
         let Message::PagesEnd(tip) = last else {
             return Err(unexpected(&last));
         };
-        self.replica
-            .end_pages(tip.position.seq)
-            .await
-            .map_err(|error| error.to_string())?;
-        Ok(tip.position.seq)
+        let turn = self.replica.end_pages(tip.position.seq).await;
+        Ok((turn.map_err(|error| error.to_string())?, tip.position.seq))
     }
 
     /// Stages pages until the primary says that this chunk is done.
@@ -346,6 +341,7 @@ impl Session<'_> {
 /// Increments come, acknowledgements go.
 struct Streaming<'a, 'b> {
     session: &'a mut Session<'b>,
+    turn: Turn,
     /// A resync is complete once the increments up to here are applied with it; before, nothing of it is durable.
     until: Option<u64>,
     /// What the spool has on disk, of what came in this session.
@@ -422,7 +418,7 @@ impl Streaming<'_, '_> {
         if !batch.increments.is_empty() {
             self.session
                 .replica
-                .spool(batch.increments)
+                .spool(self.turn, batch.increments)
                 .await
                 .map_err(|error| error.to_string())?;
         }

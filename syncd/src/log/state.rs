@@ -51,21 +51,22 @@ impl State {
         self.segments.iter().map(|segment| segment.length).sum()
     }
 
-    /// What is after this seq must stay.
+    /// What is after this seq is needed: here, or by somebody who reads it.
     pub(super) fn needed_after(&self) -> u64 {
         let pinned = self.pins.values().min().copied();
-        pinned
-            .into_iter()
-            .chain(self.keep_after)
-            .min()
-            .unwrap_or(u64::MAX)
+        pinned.unwrap_or(u64::MAX).min(self.kept_after())
     }
 
-    /// The oldest segment, if nobody needs it and it is not the last.
-    pub(super) fn droppable(&self) -> Option<&Segment> {
-        let oldest = self.segments.front()?;
-        (self.segments.len() >= 2 && oldest.end.position.seq <= self.needed_after())
-            .then_some(oldest)
+    /// What is after this seq is needed here, and nowhere else.
+    pub(super) fn kept_after(&self) -> u64 {
+        self.keep_after.unwrap_or(u64::MAX)
+    }
+
+    /// Whether the oldest segment is not the last, and holds nothing after `needed_after`.
+    pub(super) fn is_droppable(&self, needed_after: u64) -> bool {
+        let oldest = self.segments.front();
+        self.segments.len() >= 2
+            && oldest.is_some_and(|oldest| oldest.end.position.seq <= needed_after)
     }
 
     pub(super) fn clear_ring(&mut self) {

@@ -7,7 +7,7 @@ use shared::api::Fork;
 use shared::model::Position;
 
 use super::keeper::{Doing, Keeper, Open};
-use super::{Claim, ReplicaError, Resync, Work};
+use super::{Claim, ReplicaError, Resync, Turn, Work};
 use crate::diverged::{self, Circumstances, Keepsake};
 use crate::log::{LogError, Point, Reader};
 use crate::sqlite::{Apply, ApplyError, Database, End, Opened, Stage, StageBase, content};
@@ -323,7 +323,8 @@ impl Keeper {
         &mut self,
         point: Point,
         forks: Vec<Fork>,
-    ) -> Result<(), ReplicaError> {
+    ) -> Result<Turn, ReplicaError> {
+        let turn = Turn(self.shared.next_turn());
         let Some(Open {
             work: Doing::Apply(apply),
             database,
@@ -357,7 +358,7 @@ impl Keeper {
         self.adopt_lineage(forks)?;
         self.board.error = None;
         self.show_follower();
-        Ok(())
+        Ok(turn)
     }
 
     /// From here on this node's history is the primary's.
@@ -468,7 +469,8 @@ impl Keeper {
         Ok(())
     }
 
-    pub(super) fn end_pages(&mut self, seq: u64) -> Result<(), ReplicaError> {
+    pub(super) fn end_pages(&mut self, seq: u64) -> Result<Turn, ReplicaError> {
+        let turn = Turn(self.shared.next_turn());
         let Some(resync) = &mut self.pending.resync else {
             return Err(no_resync());
         };
@@ -481,7 +483,8 @@ impl Keeper {
         };
         self.shared.log().reset(point).map_err(failed)?;
         self.shared.sync_log().map_err(ReplicaError::Failed)?;
-        self.adopt_lineage(forks)
+        self.adopt_lineage(forks)?;
+        Ok(turn)
     }
 
     fn resync_is_complete(&self) -> bool {

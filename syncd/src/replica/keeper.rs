@@ -223,7 +223,9 @@ impl Keeper {
 
     /// Closes the database. What it was doing is given up, and the application is on its own until it is opened again.
     pub(super) fn let_go(&mut self, why: &'static str) {
-        tracing::warn!(source = self.shared.name, why, "let the database go");
+        if self.open.is_some() {
+            tracing::warn!(source = self.shared.name, why, "let the database go");
+        }
         *self
             .ends
             .kick
@@ -338,6 +340,8 @@ impl Keeper {
         if self.wanted != wanted {
             tracing::debug!(source = self.shared.name, ?wanted, "told what to do");
             self.wanted = wanted;
+            // What a session of before has not spooled yet is not part of anything any more.
+            self.shared.next_turn();
             self.is_drained = false;
             self.retry_at = None;
             self.board.holds = None;

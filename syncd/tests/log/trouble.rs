@@ -77,6 +77,40 @@ fn a_full_disk_costs_old_segments_first_and_then_is_an_error_that_loses_nothing(
 }
 
 #[test]
+fn on_a_small_disk_the_log_leaves_room_and_gives_up_what_is_pinned_before_it_refuses_anything() {
+    let scratch = Scratch::new("small");
+    let Some(tiny) = Tiny::mount(&scratch.0) else {
+        return;
+    };
+    let mut log = begun(tiny.0, Limits::default());
+    let mut behind = log.reader(base().position).unwrap();
+    let _pin = log.pin(base().position.seq);
+    let mut rng = Rng::with_seed(10);
+    let mut end = base();
+    for _ in 0..4000 {
+        for part in next(end, &mut rng) {
+            log.append(&part, None).unwrap();
+            end = point(&part);
+        }
+    }
+    assert!(log.start().unwrap().position.seq > base().position.seq);
+    assert!(log.bytes() < 2 << 20);
+    let disk = rustix::fs::statvfs(tiny.0).unwrap();
+    let used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize;
+    assert!(used < log.bytes() + (300 << 10), "{used} bytes are used");
+    // The ring is larger than this disk: only what is not in memory any more is gone.
+    log.keep_after(None);
+    drop(log);
+    assert!(behind.poll().is_ok());
+    let log = Log::open(tiny.0, Limits::default()).unwrap();
+    assert_eq!(log.end(), Some(end));
+    assert!(matches!(
+        log.reader(base().position),
+        Err(LogError::Gone { .. })
+    ));
+}
+
+#[test]
 fn whatever_happens_to_the_files_nothing_but_what_was_appended_is_read() {
     for seed in 0..50 {
         let mut rng = Rng::with_seed(seed);
