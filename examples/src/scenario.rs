@@ -359,20 +359,21 @@ pub(crate) fn wrong(stack: &Stack) -> Result<Vec<String>, Trouble> {
 }
 
 /// As [`wrong`], once the standby has everything. Both may say for a moment that they are level while the primary's syncd has not
-/// seen the last commit yet; the second value says that they did.
-pub(crate) async fn wrong_at_rest(stack: &Stack) -> Result<(Vec<String>, bool), Trouble> {
-    let since = clock::now();
-    let mut too_soon = false;
+/// seen the last commit yet; the second value is for how long they did, from the moment when that was found out.
+pub(crate) async fn wrong_at_rest(stack: &Stack) -> Result<(Vec<String>, Duration), Trouble> {
+    let mut found_out = None;
     loop {
         stack.until_even(WHOLE_WITHIN).await?;
         let differ = difference(stack)?;
-        if differ.is_none() || clock::now() - since > UNSEEN_MOST {
+        let now = clock::now();
+        let too_soon = found_out.map_or(Duration::ZERO, |since| now - since);
+        if differ.is_none() || too_soon > UNSEEN_MOST {
             let mut broken = damage(stack)?;
             broken.extend(differ);
             return Ok((broken, too_soon));
         }
-        too_soon = true;
-        clock::sleep(Duration::from_millis(50)).await;
+        found_out.get_or_insert(now);
+        clock::sleep(Duration::from_millis(10)).await;
     }
 }
 

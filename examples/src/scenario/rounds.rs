@@ -25,6 +25,8 @@ use crate::witness::Witness;
 /// How long an application on a standby may be silent before it is restarted. What was queued at it while it hung fails at the fence
 /// one by one, each after SQLite's own wait of 5 s; a supervisor's liveness probe would end that, and so do we.
 const SILENT_MOST: Duration = Duration::from_secs(3);
+/// How long it may take over one answer to such a probe: as long as it may take over one of the proxy's.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 
 /// How to rehearse it.
 #[derive(Clone, Copy, Debug)]
@@ -187,7 +189,7 @@ pub async fn run(options: Options, mut tell: impl FnMut(&str)) -> Result<Report,
     let mut report = Report::new(name, seed);
     let mut all = Ledger::default();
     let (mut recoveries, mut spans) = (Vec::new(), Vec::new());
-    let (mut lost, mut restarted, mut too_soon) = (0, 0, 0);
+    let (mut lost, mut restarted, mut too_soon) = (0, 0, Vec::new());
     for number in options.first..options.first + options.rounds {
         let round = Round::draw(seed, number);
         let begun = clock::now();
@@ -204,7 +206,7 @@ pub async fn run(options: Options, mut tell: impl FnMut(&str)) -> Result<Report,
                 spans.push(span.as_secs_f64());
                 lost += found.verdict.lost.len();
                 restarted += usize::from(found.restarted);
-                too_soon += usize::from(found.too_soon);
+                too_soon.extend(Some(millis(found.too_soon)).filter(|ms| *ms > 0.0));
                 report.broken.extend(found.broken);
             }
             Err(trouble) => report.broken.push(trouble.to_string()),
@@ -229,7 +231,11 @@ pub async fn run(options: Options, mut tell: impl FnMut(&str)) -> Result<Report,
     report.count("accepted", all.accepted());
     report.count("lost_and_reported", lost);
     report.count("hung_applications_restarted", restarted);
-    report.count("said_to_be_level_too_soon", too_soon);
+    let too_soon: Sample = too_soon.into_iter().collect();
+    report.count("level_said_too_soon", too_soon.len());
+    if !too_soon.is_empty() {
+        report.fact("level_said_too_soon_ms_max", too_soon.max());
+    }
     report.fact("recovery_ms_p50", recoveries.median());
     report.fact("recovery_ms_max", recoveries.max());
     report.fact("round_s_p50", spans.median());
@@ -242,7 +248,7 @@ struct Found {
     verdict: Verdict,
     recovery: Duration,
     restarted: bool,
-    too_soon: bool,
+    too_soon: Duration,
     broken: Vec<String>,
 }
 
@@ -321,19 +327,20 @@ async fn one(
 /// Waits until requests are served and a standby could take over. Returns whether its application had to be restarted for that.
 async fn until_whole(stack: &Stack) -> Result<bool, Trouble> {
     stack.until_followed(WHOLE_WITHIN).await?;
-    if stack.until_safe(SILENT_MOST).await.is_ok() {
-        return Ok(false);
-    }
-    let unwell = unwell(&stack.service().await?);
+    let deadline = clock::now() + WHOLE_WITHIN;
     let mut restarted = false;
-    for side in unwell {
-        if !answers(stack, side).await {
-            stack.kill(&[Part::App(side)]);
-            restarted = true;
+    loop {
+        let safe = stack.until_safe(SILENT_MOST).await;
+        if safe.is_ok() || clock::now() > deadline {
+            return safe.map(|_| restarted);
+        }
+        for side in unwell(&stack.service().await?) {
+            if !answers(stack, side).await {
+                stack.kill(&[Part::App(side)]);
+                restarted = true;
+            }
         }
     }
-    stack.until_safe(WHOLE_WITHIN).await?;
-    Ok(restarted)
 }
 
 /// The nodes whose applications fail their health checks and that do not serve.
@@ -348,7 +355,7 @@ fn unwell(service: &Service) -> Vec<Side> {
 /// Whether the application answers us, whatever the proxy thinks of it.
 async fn answers(stack: &Stack, side: Side) -> bool {
     let app = Client::new(stack.app(side));
-    let answer = app.get("/healthz", Duration::from_secs(1)).await;
+    let answer = app.get("/healthz", ANSWERS_WITHIN).await;
     answer.is_ok_and(|answer| answer.status.is_success())
 }
 
