@@ -177,6 +177,7 @@ impl Session<'_> {
             position: claim.position,
             content: claim.content,
             stage: claim.stage,
+            lineage: self.replica.lineage(),
         }
     }
 

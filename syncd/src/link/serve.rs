@@ -210,6 +210,7 @@ impl<S: AsyncRead + AsyncWrite> Session<S> {
         let claim = Claim {
             position: self.hello.position,
             checksum: self.hello.content,
+            lineage: &self.hello.lineage,
         };
         let need = self
             .replica

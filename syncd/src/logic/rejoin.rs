@@ -11,11 +11,13 @@ pub use crate::wire::message::Reason;
 
 /// What the follower says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct Claim<'a> {
     /// Where it stands, if it knows.
     pub position: Option<Position>,
     /// Checksum of its content; `None` if it has none (no database).
     pub checksum: Option<u64>,
+    /// Where epochs and gens began in its own history, oldest first.
+    pub lineage: &'a [Fork],
 }
 
 /// What the primary can say of its own history.
@@ -45,7 +47,7 @@ pub enum Need {
 
 /// Decides what the follower needs.
 #[must_use]
-pub fn need(history: &impl History, claim: Claim) -> Need {
+pub fn need(history: &impl History, claim: Claim<'_>) -> Need {
     let Some(checksum) = claim.checksum else {
         return Need::Resync(Reason::Empty);
     };
@@ -63,11 +65,24 @@ pub fn need(history: &impl History, claim: Claim) -> Need {
             Need::Resync(Reason::NewGeneration)
         };
     }
+    let is_related = claim
+        .lineage
+        .iter()
+        .any(|fork| history.lineage().contains(fork));
     let Some(position) = claim.position else {
-        return Need::PreserveThenResync(Reason::Unrelated);
+        return Need::PreserveThenResync(if is_related {
+            Reason::Altered
+        } else {
+            Reason::Unrelated
+        });
     };
     let Some(end) = end_of(history, position) else {
-        return Need::PreserveThenResync(Reason::Unrelated);
+        // A former primary went on alone after the two parted, in a stretch that nobody else knows.
+        return Need::PreserveThenResync(if is_related {
+            Reason::Ahead
+        } else {
+            Reason::Unrelated
+        });
     };
     if position.seq > end {
         return Need::PreserveThenResync(Reason::Ahead);
@@ -174,10 +189,19 @@ mod tests {
         }
     }
 
-    fn claim(position: Position, checksum: u64) -> Claim {
+    fn claim(position: Position, checksum: u64) -> Claim<'static> {
         Claim {
             position: Some(position),
             checksum: Some(checksum),
+            lineage: &[],
+        }
+    }
+
+    fn nowhere() -> Claim<'static> {
+        Claim {
+            position: None,
+            checksum: None,
+            lineage: &[],
         }
     }
 
@@ -196,8 +220,8 @@ mod tests {
             Need::Stream(at(1, 0, 40))
         );
         let unsure = Claim {
-            position: None,
             checksum: Some(600),
+            ..nowhere()
         };
         assert_eq!(need(&sample(), unsure), Need::Stream(at(2, 0, 60)));
     }
@@ -208,16 +232,7 @@ mod tests {
             need(&sample(), claim(at(1, 0, 10), 100)),
             Need::Resync(Reason::LogTooShort)
         );
-        assert_eq!(
-            need(
-                &sample(),
-                Claim {
-                    position: None,
-                    checksum: None
-                }
-            ),
-            Need::Resync(Reason::Empty)
-        );
+        assert_eq!(need(&sample(), nowhere()), Need::Resync(Reason::Empty));
     }
 
     #[test]
@@ -235,11 +250,44 @@ mod tests {
             Need::PreserveThenResync(Reason::Unrelated)
         );
         let unsure = Claim {
-            position: None,
             checksum: Some(601),
+            ..nowhere()
         };
         assert_eq!(
             need(&sample(), unsure),
+            Need::PreserveThenResync(Reason::Unrelated)
+        );
+    }
+
+    #[test]
+    fn whoever_shares_a_beginning_is_no_stranger_wherever_it_went_from_there() {
+        let ours = [fork(1, 0, 0), fork(1, 1, 60)];
+        let alone = Claim {
+            lineage: &ours,
+            ..claim(at(1, 1, 65), 651)
+        };
+        assert_eq!(
+            need(&sample(), alone),
+            Need::PreserveThenResync(Reason::Ahead)
+        );
+        let lost = Claim {
+            position: None,
+            ..alone
+        };
+        assert_eq!(
+            need(&sample(), lost),
+            Need::PreserveThenResync(Reason::Altered)
+        );
+        let theirs = Fork {
+            checksum: 7,
+            ..fork(1, 0, 0)
+        };
+        let stranger = Claim {
+            lineage: &[theirs],
+            ..alone
+        };
+        assert_eq!(
+            need(&sample(), stranger),
             Need::PreserveThenResync(Reason::Unrelated)
         );
     }

@@ -54,6 +54,9 @@ pub struct Hello {
     pub content: Option<u64>,
     /// An unfinished resync that it could go on with.
     pub stage: Option<Base>,
+    /// Where epochs and gens began in its own history, oldest first.
+    #[serde(default)]
+    pub lineage: Vec<Fork>,
 }
 
 /// Where a resync begins.
@@ -391,6 +394,10 @@ mod tests {
             pages: 7,
             page_size: 512,
         };
+        let lineage = vec![Fork {
+            start: position(1),
+            checksum: 8,
+        }];
         let hello = Hello {
             version: VERSION,
             cluster: ClusterId(5),
@@ -399,6 +406,7 @@ mod tests {
             position: Some(position(3)),
             content: None,
             stage: Some(base),
+            lineage,
         };
         let plan = Plan::Resync {
             base,
