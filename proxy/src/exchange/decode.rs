@@ -3,10 +3,14 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::fields::is_value_byte;
+
 /// The longest line of a chunk's size and extensions, or of a trailer, in bytes.
 const LINE_MOST: usize = 4 << 10;
 /// All extensions and trailers of one body together, in bytes: nobody reads them.
 const EXTRA_MOST: usize = 16 << 10;
+/// Old servers pad a chunk's size to a fixed width; so much of it does not count as extra.
+const PADDING: usize = 8;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,7 +197,7 @@ impl Decoder {
             return Err(Malformed("line end without CR"));
         }
         line.truncate(end - 1);
-        if line.contains(&b'\r') || line.contains(&0) {
+        if !line.iter().all(|byte| is_value_byte(*byte)) {
             return Err(Malformed("control character in a line"));
         }
         Ok(Some(line))
@@ -208,11 +212,11 @@ impl Decoder {
         if digits.is_empty() || digits.len() > 16 {
             return Err(Malformed("invalid chunk size"));
         }
+        self.spend(extension.len().saturating_sub(PADDING))?;
         let extension = extension.trim_ascii();
         if !extension.is_empty() && extension[0] != b';' {
             return Err(Malformed("invalid chunk size"));
         }
-        self.spend(extension.len())?;
         Ok(digits
             .iter()
             .fold(0, |sum, digit| sum << 4 | u64::from(hex(*digit))))
@@ -242,16 +246,18 @@ fn take(bytes: &mut BytesMut, most: u64) -> Option<Bytes> {
     })
 }
 
-/// Digits and nothing else, as RFC 9110 §8.6 wants a length.
+/// Digits and nothing else, as RFC 9110 §8.6 wants a length. More than fits a signed number of 64 bits is none: the next
+/// reader may take it for a negative one.
 #[must_use]
 pub fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
     }
-    text.iter().try_fold(0_u64, |sum, digit| {
+    let number = text.iter().try_fold(0_u64, |sum, digit| {
         let digit = digit.checked_sub(b'0').filter(|digit| *digit <= 9)?;
         sum.checked_mul(10)?.checked_add(u64::from(digit))
-    })
+    });
+    number.filter(|number| *number <= u64::MAX >> 1)
 }
 
 /// Where the head at the front of `bytes` ends, with its empty line, if that is there; `seen` bytes were looked at before.
@@ -346,6 +352,9 @@ mod tests {
             b"0\r\n: y\r\n\r\n",
             b"0\r\nX : y\r\n\r\n",
             b"0\r\n\n",
+            b"1\x0c\r\na\r\n",
+            b"1 \x0b;x\r\na\r\n",
+            b"\t1\r\na\r\n",
         ] {
             let shown = String::from_utf8_lossy(text);
             assert!(decode(Framing::Chunked, text, 1).is_err(), "{shown:?}");
@@ -354,6 +363,8 @@ mod tests {
         assert!(decode(Framing::Chunked, &long, 100).is_err());
         let extensions = format!("1;{}\r\na\r\n", "x".repeat(1000)).repeat(20);
         assert!(decode(Framing::Chunked, extensions.as_bytes(), 4096).is_err());
+        let blanks = format!("1{}\r\na\r\n", " ".repeat(1000)).repeat(20);
+        assert!(decode(Framing::Chunked, blanks.as_bytes(), 4096).is_err());
     }
 
     #[test]
@@ -377,6 +388,28 @@ mod tests {
         assert!(Decoder::new(Framing::Chunked).handle_close().is_err());
         assert!(Decoder::new(Framing::Close).handle_close().is_ok());
         assert!(Decoder::new(Framing::Length(0)).has_ended());
+    }
+
+    #[test]
+    fn a_length_is_digits_and_fits_a_signed_number_of_64_bits() {
+        assert_eq!(decimal(b"0012"), Some(12));
+        assert_eq!(decimal(b"9223372036854775807"), Some(i64::MAX as u64));
+        for text in [
+            "",
+            "+1",
+            "-1",
+            "1_000",
+            "0x1",
+            "1 ",
+            " 1",
+            "1,1",
+            "\u{0661}",
+            "9223372036854775808",
+            "18446744073709551615",
+            "18446744073709551617",
+        ] {
+            assert_eq!(decimal(text.as_bytes()), None, "{text:?}");
+        }
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub enum FieldId {
     XForwardedHost,
     /// `X-Request-Id`
     XRequestId,
-    /// What else common proxies say about a client, and an application might believe: `X-Real-IP`, `X-Forwarded-Port` …
+    /// What else proxies say about a client, and an application might believe: `X-Real-IP` and any other `X-Forwarded-…`.
     Claim,
     /// `Date`
     Date,
@@ -84,6 +84,8 @@ impl FieldId {
         }
         if has_underscore(name) {
             Self::Underscored
+        } else if is_forwarded(name) {
+            Self::Claim
         } else {
             Self::Other
         }
@@ -91,7 +93,7 @@ impl FieldId {
 }
 
 /// The known names in lower case; those of one length and first letter stand together.
-const KNOWN: [(FieldId, &str); 28] = [
+const KNOWN: [(FieldId, &str); 24] = [
     (FieldId::Te, "te"),
     (FieldId::Via, "via"),
     (FieldId::Host, "host"),
@@ -110,15 +112,11 @@ const KNOWN: [(FieldId, &str); 28] = [
     (FieldId::ContentLength, "content-length"),
     (FieldId::Http2Settings, "http2-settings"),
     (FieldId::XForwardedFor, "x-forwarded-for"),
-    (FieldId::Claim, "x-forwarded-ssl"),
     (FieldId::XForwardedHost, "x-forwarded-host"),
-    (FieldId::Claim, "x-forwarded-port"),
     (FieldId::ProxyConnection, "proxy-connection"),
     (FieldId::TransferEncoding, "transfer-encoding"),
     (FieldId::XForwardedProto, "x-forwarded-proto"),
     (FieldId::ProxyAuthenticate, "proxy-authenticate"),
-    (FieldId::Claim, "x-forwarded-server"),
-    (FieldId::Claim, "x-forwarded-prefix"),
     (FieldId::Claim, "x-original-forwarded-for"),
 ];
 
@@ -126,7 +124,7 @@ const KNOWN: [(FieldId, &str); 28] = [
 const BY_LENGTH_AND_LETTER: [u8; 1024] = {
     let mut table = [0_u8; 1024];
     let mut at = KNOWN.len();
-    let mut number: u8 = 28;
+    let mut number: u8 = 24;
     assert!(KNOWN.len() == number as usize, "the two count together");
     while at > 0 {
         let name = KNOWN[at - 1].1.as_bytes();
@@ -136,6 +134,13 @@ const BY_LENGTH_AND_LETTER: [u8; 1024] = {
     }
     table
 };
+
+/// Whether it is an `X-Forwarded-…` that has no meaning of its own here: a scheme, a user, a certificate.
+fn is_forwarded(name: &[u8]) -> bool {
+    const START: &[u8] = b"x-forwarded-";
+    let start = name.split_at_checked(START.len());
+    start.is_some_and(|(start, _)| start.eq_ignore_ascii_case(START))
+}
 
 /// Looks at eight bytes at a time.
 fn has_underscore(name: &[u8]) -> bool {
@@ -476,6 +481,13 @@ mod tests {
             ("x-forwarded-FOR", FieldId::XForwardedFor),
             ("X-Real-Ip", FieldId::Claim),
             ("x-forwarded-prefix", FieldId::Claim),
+            ("X-Forwarded-Protocol", FieldId::Claim),
+            ("x-forwarded-client-cert", FieldId::Claim),
+            ("x-forwarded-", FieldId::Claim),
+            ("x-forwarded", FieldId::Other),
+            ("x-forwarded_for", FieldId::Underscored),
+            ("x-forwarded-access_token", FieldId::Underscored),
+            ("y-forwarded-user", FieldId::Other),
             ("Proxy-Connection", FieldId::ProxyConnection),
             ("HTTP2-Settings", FieldId::Http2Settings),
             ("Hos_", FieldId::Underscored),

@@ -283,13 +283,15 @@ mod tests {
         (fields, trail)
     }
 
-    const SAID: [(&str, &str); 7] = [
+    const SAID: [(&str, &str); 9] = [
         ("x-forwarded-for", "1.1.1.1, 2.2.2.2"),
         ("x-forwarded-for", "10.0.0.7"),
         ("x-forwarded-proto", "https"),
         ("x-forwarded-host", "public"),
         ("forwarded", "for=1.1.1.1"),
         ("x-real-ip", "1.1.1.1"),
+        ("x-forwarded-protocol", "ssl"),
+        ("X-Forwarded-User", "root"),
         ("x-request-id", "theirs"),
     ];
 
@@ -300,7 +302,14 @@ mod tests {
         assert_eq!(fields["x-forwarded-proto"], "http");
         assert_eq!(fields["x-forwarded-host"], "shop");
         assert_eq!(fields["via"], "1.1 hotwarm");
-        assert!(!fields.contains_key("forwarded") && !fields.contains_key("x-real-ip"));
+        for name in [
+            "forwarded",
+            "x-real-ip",
+            "x-forwarded-protocol",
+            "x-forwarded-user",
+        ] {
+            assert!(!fields.contains_key(name), "{name}");
+        }
         assert_eq!(fields["x-request-id"].len(), 32);
         assert_eq!(trail.client().to_string(), "9.9.9.9");
         let id = trail.id().map(RequestId::as_bytes);
@@ -317,6 +326,7 @@ mod tests {
         assert_eq!(fields["x-forwarded-proto"], "https");
         assert_eq!(fields["x-forwarded-host"], "public");
         assert_eq!(fields["forwarded"], "for=1.1.1.1");
+        assert_eq!(fields["x-forwarded-user"], "root");
         assert_eq!(fields["x-request-id"], "theirs");
         assert_eq!(
             trail.client().to_string(),

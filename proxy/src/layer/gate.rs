@@ -45,7 +45,7 @@ pub type Ask = Rc<dyn Fn(NodeId, Epoch) -> Pin<Box<dyn Future<Output = Answer>>>
 /// What is gated, and how long it may take.
 #[derive(Clone)]
 pub struct Rules {
-    /// The methods whose responses wait; none without a standby to wait for.
+    /// The known methods whose responses wait; none without a standby to wait for.
     pub methods: Vec<Method>,
     /// How long they wait.
     pub within: Duration,
@@ -75,6 +75,17 @@ enum Standing {
 }
 
 impl Rules {
+    /// Whether the response to a request of this method waits. Of one that nobody has named only the application knows
+    /// whether it writes (WebDAV's do, and `post` is POST to many), so it counts as a write.
+    fn waits(&self, method: &Method) -> bool {
+        use Method as M;
+        let named = matches!(
+            *method,
+            M::GET | M::HEAD | M::OPTIONS | M::POST | M::PUT | M::PATCH | M::DELETE
+        );
+        self.methods.contains(method) || !named && !self.methods.is_empty()
+    }
+
     fn standing(&self, ticket: &Ticket) -> Standing {
         let view = self.lane.current();
         if ticket.is_abandoned() || view.epoch != ticket.epoch() {
@@ -222,7 +233,7 @@ where
     }
 
     fn call(&mut self, admitted: Admitted) -> Gating<S::Future> {
-        if !self.rules.methods.contains(&admitted.request.head.method) {
+        if !self.rules.waits(&admitted.request.head.method) {
             let call = self.inner.call(admitted);
             return Gating(State::Free(call));
         }

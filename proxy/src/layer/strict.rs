@@ -9,6 +9,7 @@ use http::{Method, StatusCode, Version};
 use tower::{Layer, Service};
 
 use super::checked::Checked;
+use crate::exchange::decode::decimal;
 use crate::exchange::fields::{FieldId, FieldSet, Fields};
 use crate::exchange::{Fault, Head, Request, Response};
 
@@ -239,10 +240,7 @@ fn is_last_step(head: &mut Head) -> Result<bool, Refusal> {
     let Some(value) = head.fields.get(FieldId::MaxForwards) else {
         return Ok(false);
     };
-    let left: Option<u32> = std::str::from_utf8(value)
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let left = left.ok_or(bad("invalid Max-Forwards"))?;
+    let left = decimal(value).ok_or(bad("invalid Max-Forwards"))?;
     let Some(less) = left.checked_sub(1) else {
         return Ok(true);
     };
@@ -436,8 +434,10 @@ mod tests {
         let mut on = head("OPTIONS /\nhost: a\nmax-forwards: 2");
         assert_eq!(is_last_step(&mut on), Ok(false));
         assert!(format!("{:?}", on.fields).contains("Max-Forwards: 1"));
-        let mut wrong = head("OPTIONS /\nhost: a\nmax-forwards: x");
-        assert!(is_last_step(&mut wrong).is_err());
+        for wrong in ["x", "+5", "-0", "5 5", "99999999999999999999"] {
+            let mut wrong = head(&format!("OPTIONS /\nhost: a\nmax-forwards: {wrong}"));
+            assert!(is_last_step(&mut wrong).is_err());
+        }
         let mut other = head("GET /\nhost: a\nmax-forwards: 0");
         assert_eq!(is_last_step(&mut other), Ok(false));
     }

@@ -158,6 +158,11 @@ impl<S: Serves> Session<S> {
         let limits = &self.front.limits;
         loop {
             let mut incoming = self.line.incoming.borrow_mut();
+            // Whatever comes is the beginning of a head, also the empty lines that are skipped before it.
+            if !incoming.is_empty() && !waiting.begun {
+                waiting.begun = true;
+                self.deadline.move_to(limits.header_timeout);
+            }
             if incoming.len() > waiting.seen {
                 match head::request(&mut incoming, waiting.seen, limits) {
                     Ok(None) => waiting.seen = incoming.len(),
@@ -167,10 +172,6 @@ impl<S: Serves> Session<S> {
             }
             let has_begun = !incoming.is_empty();
             drop(incoming);
-            if has_begun && !waiting.begun {
-                waiting.begun = true;
-                self.deadline.move_to(limits.header_timeout);
-            }
             if !has_begun && self.front.house.is_closing() {
                 return Poll::Ready(Next::End);
             }

@@ -84,6 +84,24 @@ fn the_answer_waits_for_the_barrier_and_the_position_is_learnt() {
 }
 
 #[test]
+fn methods_that_nobody_knows_wait_as_writes_do() {
+    // Many frameworks read a method in any case, and WebDAV's methods write.
+    for method in ["MKCOL", "post", "BREW"] {
+        let (go, act) = passed(at(1, 5)).when();
+        let pair = Pair::new(Node::acts([act]));
+        let proxy = pair.start(Gate::Barrier, "gate_methods = [\"PUT\"]");
+        let mut client = proxy.client();
+        client.send(POST.replace("POST", method));
+        pair.syncds[0].seen();
+        assert!(client.is_silent(Duration::from_millis(20)), "{method}");
+        go.send(()).unwrap();
+        assert_eq!(client.answer().text(), "ok");
+        assert_eq!(proxy.ask(POST).status, 200, "left out by the operator");
+        assert!(pair.syncds[0].rest().is_empty());
+    }
+}
+
+#[test]
 fn one_question_answers_for_many() {
     let pair = Pair::new(Node::start(|_| passed(at(1, 5))));
     let proxy = pair.start(Gate::Barrier, "");

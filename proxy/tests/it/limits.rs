@@ -54,6 +54,21 @@ fn a_head_that_does_not_come_ends_by_its_deadline() {
 }
 
 #[test]
+fn empty_lines_do_not_keep_a_connection() {
+    let node = Node::ok();
+    let proxy = Setup::new(&[&node])
+        .limits("header_timeout = \"300ms\", idle_timeout = \"60s\"")
+        .start();
+    let mut client = proxy.client();
+    assert_eq!(client.ask(GET).status, 200);
+    let until = clock::now() + Duration::from_secs(10);
+    while client.try_send("\r\n") && client.is_silent(Duration::from_millis(50)) {
+        assert!(clock::now() < until, "still open");
+    }
+    assert!(client.is_closed());
+}
+
+#[test]
 fn an_idle_connection_ends_by_its_deadline() {
     let node = Node::ok();
     let proxy = Setup::new(&[&node])

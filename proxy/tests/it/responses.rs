@@ -1,6 +1,7 @@
 //! What nodes may answer, and what clients get of it.
 
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use crate::harness::{Act, Client, Node, Setup};
 
@@ -180,7 +181,28 @@ fn head_204_and_304_have_no_body_and_keep_what_they_say() {
         );
         assert_eq!(answer.field("transfer-encoding"), None);
     }
-    assert_eq!(node.connections(), 1, "all on one connection");
+    assert_eq!(
+        node.connections(),
+        3,
+        "one each for what promises a body and has none, and one for the rest"
+    );
+}
+
+#[test]
+fn a_body_in_answer_to_head_is_nobody_s_answer() {
+    let (go, told) = channel();
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 45\r\n\r\n".to_vec();
+    let body = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison".to_vec();
+    let node = Node::acts([Act::Pieces(vec![head, body], told)]);
+    let proxy = Setup::new(&[&node]).start();
+    let mut client = proxy.client();
+    client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.answer_to(true).status, 200);
+    client.send(GET);
+    // On the same connection the body would come when the request was sent, and be read as its answer.
+    let _ = client.is_silent(Duration::from_millis(200));
+    let _ = go.send(());
+    assert_eq!(client.answer().text(), "ok");
 }
 
 #[test]

@@ -142,10 +142,13 @@ impl Reading {
             .and_then(keep_alive_timeout);
         // Both at once is how responses are smuggled: the length does not count, and this was the last exchange.
         let doubtful = chunked && length.is_some();
-        let reusable = self.is_persistent() && !doubtful;
-        let bodiless = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+        let bodiless =
+            to_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+        // A node that sends the body all the same would have it read as the answer to the next request.
+        let promised = bodiless && (chunked || length.is_some_and(|length| length > 0));
+        let reusable = self.is_persistent() && !doubtful && !promised;
         let framing = match length {
-            _ if to_head || bodiless => Framing::None,
+            _ if bodiless => Framing::None,
             _ if chunked => Framing::Chunked,
             Some(length) => Framing::Length(length),
             None => Framing::Close,
@@ -328,14 +331,30 @@ mod tests {
     fn some_responses_have_no_body_whatever_they_say() {
         let text = "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n";
         let none = head(text);
-        assert_eq!((none.framing, none.reusable), (Framing::None, true));
+        assert_eq!((none.framing, none.reusable), (Framing::None, false));
         assert_eq!(none.length, None);
+        for fields in [
+            "",
+            "Content-Length: 0\r\n",
+            "Transfer-Encoding: chunked\r\n",
+        ] {
+            let none = head(&format!("HTTP/1.1 204 No Content\r\n{fields}\r\n"));
+            let promised = fields.starts_with("Transfer");
+            assert_eq!((none.framing, none.reusable), (Framing::None, !promised));
+        }
         let cached = head("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n");
         assert_eq!(cached.framing, Framing::None);
         assert_eq!(cached.length, Some(5));
         let mut bytes = BytesMut::from("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
         let found = response(&mut bytes, 0, true);
-        assert!(matches!(found, Ok(Some(Found::Final(head))) if head.framing == Framing::None));
+        let Ok(Some(Found::Final(to_head))) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            (to_head.framing, to_head.reusable, to_head.length),
+            (Framing::None, false, Some(5)),
+            "a node that sends the body all the same would have it read as the next answer"
+        );
     }
 
     #[test]
