@@ -23,11 +23,11 @@ use crate::arbiter::Place;
 use crate::config::Service;
 use crate::logic::NodeId;
 use crate::logic::failover::{App, Failover, Input, OrderId, Promotion, Steer};
-use crate::logic::health::Health;
+use crate::logic::health::{Check, Health};
 use crate::logic::stall::{Change, Stall};
 use crate::metrics::Metrics;
 use crate::steer::{Sign, Steering};
-use crate::upstream::probe::{self, Observation, Seen};
+use crate::upstream::probe::{self, How, Observation, Seen};
 use crate::worker::ServiceHandle;
 
 /// How many inputs may wait for the loop.
@@ -49,6 +49,8 @@ enum Happening {
 
 struct NodeDriver {
     health: Health,
+    /// How many requests of the service had been answered when it was probed last.
+    answered: u64,
     health_why: String,
     alert: watch::Sender<bool>,
     /// The machine wants it watched closely.
@@ -95,6 +97,7 @@ impl Driver {
         let now = clock::now();
         let node = |node: &crate::config::Node| NodeDriver {
             health: Health::new(service.health.patience, now),
+            answered: 0,
             health_why: String::new(),
             alert: watch::channel(false).0,
             wanted: false,
@@ -222,25 +225,34 @@ impl Driver {
             Seen::Passed => {
                 self.answered(node);
                 self.responded(node);
-                if self.nodes[node.index()].health.observe(now, true).is_some() {
-                    self.judge(node, App::Up, String::new());
-                }
+                self.observe(now, node, Check::Passed, String::new());
             }
-            Seen::Failed { why, refused } => {
-                if refused {
+            Seen::Failed { why, how } => {
+                if how == How::Refused {
                     self.input(Input::Refused(node));
                 }
-                if self.nodes[node.index()]
-                    .health
-                    .observe(now, false)
-                    .is_some()
-                {
-                    self.judge(node, App::Down, why);
-                }
+                let alive = how == How::Late && self.has_answered(node);
+                let check = if alive { Check::Late } else { Check::Failed };
+                self.observe(now, node, check, why);
             }
             Seen::Refused => self.input(Input::Refused(node)),
             Seen::Answered => self.answered(node),
         }
+    }
+
+    fn observe(&mut self, now: Instant, node: NodeId, check: Check, why: String) {
+        self.nodes[node.index()].answered = self.steering.pulse().answered;
+        match self.nodes[node.index()].health.observe(now, check) {
+            Some(true) => self.judge(node, App::Up, why),
+            Some(false) => self.judge(node, App::Down, why),
+            None => (),
+        }
+    }
+
+    /// Whether the node has answered requests since its last probe.
+    fn has_answered(&self, node: NodeId) -> bool {
+        let target = self.steer.as_ref().and_then(|steer| steer.target);
+        target == Some(node) && self.steering.pulse().answered != self.nodes[node.index()].answered
     }
 
     fn answered(&mut self, node: NodeId) {

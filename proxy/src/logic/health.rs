@@ -1,7 +1,9 @@
 //! Whether a node is healthy, from the results of its probes.
 //!
 //! The first result decides at once, because nothing speaks against it; after that, a verdict is only overturned by `rise`
-//! or `fall` results in a row, so that one slow garbage collection does not take a node out.
+//! or `fall` results in a row, so that one slow garbage collection does not take a node out. An application that answers its
+//! requests and is late with its health checks is overloaded, not gone: giving it up would lose what it is doing and load the
+//! next one even more. Such results count for a quarter.
 
 use std::time::Instant;
 
@@ -13,6 +15,20 @@ pub struct Patience {
     /// Failures that make a node that was up count as down.
     pub fall: u32,
 }
+
+/// The result of one probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// It answered as it should.
+    Passed,
+    /// It did not.
+    Failed,
+    /// It did not answer in time, but it answered requests meanwhile.
+    Late,
+}
+
+/// So many late answers weigh as much as a failed check.
+const LATE_IN_A_FAILURE: u32 = 4;
 
 /// One node's health.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +52,10 @@ impl Health {
     }
 
     /// Takes in a probe's result; returns the new verdict if it changed.
-    pub fn observe(&mut self, now: Instant, passed: bool) -> Option<bool> {
+    pub fn observe(&mut self, now: Instant, check: Check) -> Option<bool> {
+        let passed = check == Check::Passed;
         let needed = match self.verdict {
+            None if check == Check::Late => return None,
             None => 1,
             Some(verdict) if verdict == passed => {
                 self.against = 0;
@@ -46,7 +64,12 @@ impl Health {
             Some(true) => self.patience.fall,
             Some(false) => self.patience.rise,
         };
-        self.against = self.against.saturating_add(1);
+        let needed = needed.saturating_mul(LATE_IN_A_FAILURE);
+        let weight = match check {
+            Check::Passed | Check::Failed => LATE_IN_A_FAILURE,
+            Check::Late => 1,
+        };
+        self.against = self.against.saturating_add(weight);
         if self.against < needed {
             return None;
         }
@@ -112,6 +135,7 @@ fn status(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Check::{Failed, Late, Passed};
     use std::time::Duration;
 
     #[test]
@@ -120,18 +144,32 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut health = Health::new(Patience { rise: 2, fall: 3 }, start);
         assert_eq!((health.verdict(), health.is_up()), (None, false));
-        assert_eq!(health.observe(at(1), true), Some(true));
-        assert_eq!(health.observe(at(2), false), None);
-        assert_eq!(health.observe(at(3), false), None);
-        assert_eq!(health.observe(at(4), true), None);
+        assert_eq!(health.observe(at(1), Passed), Some(true));
+        assert_eq!(health.observe(at(2), Failed), None);
+        assert_eq!(health.observe(at(3), Failed), None);
+        assert_eq!(health.observe(at(4), Passed), None);
         for second in 5..7 {
-            assert_eq!(health.observe(at(second), false), None);
+            assert_eq!(health.observe(at(second), Failed), None);
         }
-        assert_eq!(health.observe(at(7), false), Some(false));
+        assert_eq!(health.observe(at(7), Failed), Some(false));
         assert_eq!(health.since(), at(7));
-        assert_eq!(health.observe(at(8), true), None);
-        assert_eq!(health.observe(at(9), true), Some(true));
+        assert_eq!(health.observe(at(8), Passed), None);
+        assert_eq!(health.observe(at(9), Passed), Some(true));
         assert!(health.is_up());
+    }
+
+    #[test]
+    fn being_late_while_requests_are_answered_weighs_less_but_not_nothing() {
+        let now = shared::clock::now();
+        let mut health = Health::new(Patience { rise: 2, fall: 3 }, now);
+        health.observe(now, Passed);
+        assert!((0..11).all(|_| health.observe(now, Late).is_none()));
+        assert_eq!(health.observe(now, Late), Some(false));
+
+        let mut health = Health::new(Patience { rise: 2, fall: 3 }, now);
+        health.observe(now, Passed);
+        let verdicts = [Failed, Late, Failed, Late, Failed].map(|check| health.observe(now, check));
+        assert_eq!(verdicts, [None, None, None, None, Some(false)]);
     }
 
     #[test]

@@ -41,13 +41,24 @@ pub enum Seen {
     Failed {
         /// For a person.
         why: String,
-        /// Whether its port refused the connection.
-        refused: bool,
+        /// In which way.
+        how: How,
     },
     /// A knock was refused.
     Refused,
     /// A knock was answered.
     Answered,
+}
+
+/// In which way a probe failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The port refused the connection.
+    Refused,
+    /// Nothing came in time.
+    Late,
+    /// Something else than an answer that passes.
+    Wrong,
 }
 
 /// Whom to probe, and how.
@@ -89,6 +100,8 @@ async fn beat(
         ..
     } = target.health;
     loop {
+        // An alarm that comes from here on is answered with another question.
+        alert.mark_unchanged();
         let next = clock::now() + jitter(interval, share, &mut rng);
         let mut rest = None;
         let kind = match timeout(within, ask(target)).await {
@@ -100,7 +113,7 @@ async fn beat(
             Ok(Err(failure)) => failure.seen(),
             Err(_) => Seen::Failed {
                 why: format!("no answer within {} ms", within.as_millis()),
-                refused: false,
+                how: How::Late,
             },
         };
         let node = target.node;
@@ -111,7 +124,6 @@ async fn beat(
             // Whatever becomes of the body, the verdict stands.
             let _ = timeout(within, rest.drain()).await;
         }
-        alert.mark_unchanged();
         tokio::select! {
             () = clock::sleep_until(next) => (),
             () = alarm(&mut alert) => (),
@@ -179,7 +191,10 @@ impl Failure {
     fn seen(&self) -> Seen {
         Seen::Failed {
             why: self.to_string(),
-            refused: matches!(self, Self::Dial(error) if is_refusal(error)),
+            how: match self {
+                Self::Dial(error) if is_refusal(error) => How::Refused,
+                Self::Dial(_) | Self::Talk(_) | Self::Closed | Self::Malformed(_) => How::Wrong,
+            },
         }
     }
 }
@@ -231,7 +246,7 @@ impl Target {
         }
         Seen::Failed {
             why: format!("answered {status}"),
-            refused: false,
+            how: How::Wrong,
         }
     }
 }

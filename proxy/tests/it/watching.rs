@@ -5,7 +5,7 @@ use std::time::Duration;
 use proxy::config::{Address, Health};
 use proxy::logic::NodeId;
 use proxy::logic::health::{Patience, Statuses};
-use proxy::upstream::probe::{Observation, Seen, Target, run};
+use proxy::upstream::probe::{How, Observation, Seen, Target, run};
 use shared::drain;
 use shared::rng::Rng;
 use tokio::sync::{mpsc, watch};
@@ -55,9 +55,9 @@ impl Prober {
     }
 }
 
-fn failed(kind: Seen) -> (String, bool) {
+fn failed(kind: Seen) -> (String, How) {
     match kind {
-        Seen::Failed { why, refused } => (why, refused),
+        Seen::Failed { why, how } => (why, how),
         other @ (Seen::Passed | Seen::Refused | Seen::Answered) => panic!("{other:?}"),
     }
 }
@@ -79,11 +79,11 @@ async fn answers_are_judged_by_their_status() {
     assert_eq!(prober.next().await, Seen::Passed);
     assert_eq!(
         failed(prober.next().await),
-        ("answered 500".to_owned(), false)
+        ("answered 500".to_owned(), How::Wrong)
     );
     assert_eq!(
         failed(prober.next().await),
-        ("closed without an answer".to_owned(), false)
+        ("closed without an answer".to_owned(), How::Wrong)
     );
     assert!(
         failed(prober.next().await)
@@ -92,7 +92,7 @@ async fn answers_are_judged_by_their_status() {
     );
     assert_eq!(
         failed(prober.next().await),
-        ("no answer within 1000 ms".to_owned(), false)
+        ("no answer within 1000 ms".to_owned(), How::Late)
     );
     assert_eq!(prober.next().await, Seen::Passed);
     let seen = node.seen();
@@ -106,18 +106,27 @@ async fn answers_are_judged_by_their_status() {
 #[tokio::test]
 async fn a_refused_port_is_told_apart() {
     let mut prober = Prober::new(nobody(), OFTEN);
-    assert!(failed(prober.next().await).1);
+    assert_eq!(failed(prober.next().await).1, How::Refused);
 }
 
 #[tokio::test]
-async fn an_alarm_makes_it_knock_until_the_alarm_is_over() {
+async fn an_alarm_makes_it_ask_at_once_and_knock_until_the_alarm_is_over() {
     let address = nobody();
     let mut prober = Prober::new(address, Duration::from_secs(3600));
-    assert!(failed(prober.next().await).1);
+    assert_eq!(failed(prober.next().await).1, How::Refused);
     prober.alert.send_replace(true);
-    for _ in 0..3 {
-        assert_eq!(prober.next().await, Seen::Refused);
+    let mut asked = 0;
+    for _ in 0..4 {
+        match prober.next().await {
+            Seen::Failed { how, .. } => {
+                assert_eq!(how, How::Refused);
+                asked += 1;
+            }
+            Seen::Refused => (),
+            other @ (Seen::Passed | Seen::Answered) => panic!("{other:?}"),
+        }
     }
+    assert_eq!(asked, 1, "once, and not for the whole of the alarm");
     let back = Node::start_at(address, |_| Act::ok("back"));
     loop {
         if prober.next().await == Seen::Answered {
