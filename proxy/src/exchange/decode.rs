@@ -293,6 +293,7 @@ const fn hex(digit: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::rng::Rng;
 
     /// Decodes `text` given in pieces of `step` bytes; what follows the body is returned too.
     fn decode(
@@ -388,6 +389,77 @@ mod tests {
         assert!(Decoder::new(Framing::Chunked).handle_close().is_err());
         assert!(Decoder::new(Framing::Close).handle_close().is_ok());
         assert!(Decoder::new(Framing::Length(0)).has_ended());
+    }
+
+    /// A chunked body, with changes here and there.
+    fn seasoned(rng: &mut Rng) -> Vec<u8> {
+        let spices: [&[u8]; 14] = [
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"\0",
+            b" ",
+            b"\x0c",
+            b";",
+            b"0\r\n\r\n",
+            b"0\r\n",
+            b"-",
+            b"ffff",
+            b"_",
+            b"X: y\r\n",
+            b"\xff",
+        ];
+        let mut text = Vec::new();
+        for _ in 0..rng.usize(..5) {
+            let size = rng.usize(1..40);
+            let padding = ["", " ", ";a", " ;a=\"b\""][rng.usize(..4)];
+            text.extend_from_slice(format!("{size:x}{padding}\r\n").as_bytes());
+            text.extend((0..size).map(|_| rng.u8(..)));
+            text.extend_from_slice(b"\r\n");
+        }
+        text.extend_from_slice(if rng.bool() {
+            b"0\r\n\r\n"
+        } else {
+            b"0\r\nX: y\r\n\r\n"
+        });
+        for _ in 0..rng.usize(..3) {
+            let at = rng.usize(..=text.len());
+            match rng.u8(..3) {
+                0 => drop(text.splice(at..at, spices[rng.usize(..spices.len())].iter().copied())),
+                1 if at < text.len() => text[at] = rng.u8(..),
+                _ => text.truncate(at),
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn ten_thousand_seeded_bodies_mean_the_same_however_they_are_cut() {
+        let seed = 0x000d_ec0d_e000_u64;
+        let (mut whole, mut refused) = (0, 0);
+        for round in 0..10_000 {
+            let mut rng = Rng::with_seed(seed + round);
+            let mut text = seasoned(&mut rng);
+            text.extend_from_slice(b"GET / HTTP/1.1\r\n");
+            let at_once = decode(Framing::Chunked, &text, text.len());
+            let step = rng.usize(1..20);
+            let in_pieces = decode(Framing::Chunked, &text, step);
+            let shown = || {
+                let text = String::from_utf8_lossy(&text);
+                format!("seed {}, {step} at once: {text:?}", seed + round)
+            };
+            assert_eq!(at_once, in_pieces, "{}", shown());
+            match at_once {
+                Ok((body, true, rest)) => {
+                    whole += 1;
+                    assert!(body.len() + rest.len() < text.len(), "{}", shown());
+                    assert!(text.ends_with(&rest), "{}", shown());
+                }
+                Ok((_, false, _)) => (),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(whole > 3000 && refused > 1000, "{whole} {refused}");
     }
 
     #[test]

@@ -304,6 +304,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shared::rng::Rng;
 
     /// The head of `text`'s request line and fields, `\n` as line end.
     fn head(text: &str) -> Head {
@@ -396,6 +397,93 @@ mod tests {
             );
         }
         assert_eq!(status("GET /\nhost: a\nconnection: x y"), 400);
+    }
+
+    #[test]
+    fn ten_thousand_seeded_heads_leave_nothing_that_can_be_read_in_two_ways() {
+        let seed = 0x0057_41c7_0000_u64;
+        let spices = [
+            "a",
+            "b.c",
+            ":80",
+            "[::1]",
+            "/",
+            "?q",
+            "#f",
+            "@",
+            "http://",
+            "HTTPS://",
+            "*",
+            "%41",
+            "\\",
+            "é",
+            ",",
+            "host",
+            "close",
+            "content-length",
+            "x-own",
+            "-1",
+            "+1",
+            "0",
+            " ",
+        ];
+        let names = [
+            "host",
+            "connection",
+            "upgrade",
+            "te",
+            "expect",
+            "x_own",
+            "x-own",
+            "max-forwards",
+            "content-length",
+        ];
+        let mut passed = 0;
+        for round in 0..10_000 {
+            let mut rng = Rng::with_seed(seed + round);
+            let some = |rng: &mut Rng, most| -> String {
+                (0..rng.usize(..most))
+                    .map(|_| spices[rng.usize(..spices.len())])
+                    .collect()
+            };
+            let start = ["/", "/", "http://a", "*", ""][rng.usize(..5)];
+            let method = ["GET", "OPTIONS", "POST", "TRACE", "trace"][rng.usize(..5)];
+            let mut text = format!("{method} {start}{}", some(&mut rng, 3).replace(' ', ""));
+            let valid = rng.bool();
+            text += if valid { "\nhost: a" } else { "" };
+            for _ in 0..rng.usize(..4) {
+                let name = names[rng.usize(usize::from(valid)..names.len())];
+                text += &format!("\n{name}: {}", some(&mut rng, 3));
+            }
+            let mut head = head(&text);
+            if check(&mut head).is_err() {
+                continue;
+            }
+            passed += 1;
+            let shown = || format!("seed {}: {text:?}", seed + round);
+            assert!(
+                head.has_authority() || head.fields.all(FieldId::Host).count() == 1,
+                "{}",
+                shown()
+            );
+            let host = head.host();
+            assert!(
+                !host.iter().any(|byte| b"/?#@\\ ".contains(byte)),
+                "{}",
+                shown()
+            );
+            let target = head.target();
+            assert!(
+                target.iter().all(u8::is_ascii_graphic) && !target.contains(&b'#'),
+                "{}",
+                shown()
+            );
+            assert!(target.starts_with(b"/") || target == b"*", "{}", shown());
+            assert!(!head.fields.present().meets(ENDS_HERE), "{}", shown());
+            let left = head.fields.iter().any(|(id, _, _)| ENDS_HERE.has(id));
+            assert!(!left, "{}", shown());
+        }
+        assert!(passed > 1000, "{passed}");
     }
 
     #[test]

@@ -245,7 +245,7 @@ impl<S: Serves> Session<S> {
     }
 
     async fn respond(&mut self, response: Response<S::Body>, asked: Asked) -> After {
-        self.line.keep_word();
+        let word = self.line.keep_word();
         let unread = !self.line.has_body_ended();
         // A client that is refused may go on sending what nobody reads.
         let last = response.last || unread && !response.status.is_success();
@@ -254,6 +254,7 @@ impl<S: Serves> Session<S> {
             ..asked
         };
         let mut out = std::mem::take(&mut self.out);
+        out.extend_from_slice(word);
         let mut outgoing = Outgoing::new(response, asked, &self.front.dates, &mut out);
         let mut writes = None;
         let written = poll_fn(|context| {

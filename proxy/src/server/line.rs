@@ -68,9 +68,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
         self.body.borrow().decoder.has_ended()
     }
 
-    /// The response begins: a client that still waits for the word to go on will not get it any more.
-    pub(super) fn keep_word(&self) {
-        self.body.borrow_mut().word = b"";
+    /// The response begins: a client that still waits for the word to go on will not get it any more. What is left of one
+    /// that was begun must be written before the response.
+    #[must_use]
+    pub(super) fn keep_word(&self) -> &'static [u8] {
+        match std::mem::take(&mut self.body.borrow_mut().word) {
+            CONTINUE => b"",
+            rest => rest,
+        }
     }
 
     /// Reads the next bytes of a head; 0 is the end.
@@ -221,5 +226,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> HttpBody for ClientBody<T> {
     fn size_hint(&self) -> SizeHint {
         let left = self.0.body.borrow().decoder.left();
         left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    #[test]
+    fn a_word_that_was_begun_is_finished_before_anything_else_is_said() {
+        for (room, rest) in [(10, &CONTINUE[10..]), (64, b"")] {
+            let (client, _other) = tokio::io::duplex(room);
+            let line = Line::new(client);
+            let mut context = Context::from_waker(Waker::noop());
+            let Body::Stream(mut body) = line.begin_body(Framing::Length(5), true) else {
+                panic!("no body");
+            };
+            assert!(body.as_mut().poll_frame(&mut context).is_pending());
+            assert_eq!(line.keep_word(), rest);
+            assert_eq!(line.keep_word(), b"");
+        }
+        let line = Line::new(tokio::io::duplex(64).0);
+        let _body = line.begin_body(Framing::Length(5), true);
+        assert_eq!(line.keep_word(), b"", "one that was not begun is not said");
     }
 }

@@ -15,5 +15,6 @@ mod limits;
 mod logging;
 mod responses;
 mod retrying;
+mod smuggling;
 mod strictness;
 mod watching;
