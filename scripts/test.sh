@@ -34,4 +34,5 @@ step "programs"
 cargo build --release --bin hotwarm --bin syncd
 
 step "tests"
+# The models as well: they spend their time on memory, and an optimised build of them is no faster (measured).
 cargo nextest run --workspace --no-fail-fast

@@ -295,8 +295,8 @@ async fn one(
     let ledger = load.finish().await;
     let unseen = ledger.not_found();
     all.orders.extend(ledger.orders);
-    let restarted = whole?;
-    stack.until_level(WHOLE_WITHIN).await?;
+    // The last customers may have been too many for an application that had just come up.
+    let restarted = whole? | until_whole(stack).await?;
     let may_lose = match options.durability {
         Durability::StandbyAck => 0,
         Durability::Async => admitted(stack, witness, before).await?,
