@@ -42,7 +42,7 @@ pub use failure::Failure;
 pub use mark::Mark;
 pub use open::{Journal, NotYet, OpenError, Opened, Options};
 pub use pages::PageReader;
-pub use rebuild::{RebuildError, Rebuilt, rebuild};
+pub use rebuild::{RebuildError, Rebuilt, is_unused, rebuild};
 pub use stage::{Stage, StageBase};
 pub use tail::{CaptureError, Continuity, Lost, Sample, Tail};
 pub use wake::Kick;

@@ -167,7 +167,7 @@ impl Keeper {
         self.shared.sync_log()
     }
 
-    fn apply(&self) -> Option<&Apply> {
+    pub(super) fn apply(&self) -> Option<&Apply> {
         match &self.open {
             Some(Open {
                 work: Doing::Apply(apply),
@@ -381,28 +381,14 @@ impl Keeper {
         else {
             return Err(not_following());
         };
-        if database.page_size() != order.base.page_size {
-            let (theirs, ours) = (order.base.page_size, database.page_size());
-            return Err(ReplicaError::Failed(format!(
-                "the primary's pages have {theirs} bytes, those of {} have {ours}, which cannot be changed while it is in use: \
-                 stop the application of this node, move the database file away, and start it again once syncd has fetched it",
-                database.path().display()
-            )));
-        }
-        apply.sync(database).map_err(failed)?;
-        let keepsake = if order.preserve {
-            let found = Circumstances {
-                node: &self.shared.node,
-                source: &self.shared.name,
-                epoch: order.epoch,
-                reason: order.reason.as_str(),
-                position: apply.position(),
-            };
-            let kept = diverged::keep(&self.shared.store.diverged(), database.path(), found)
-                .map_err(ReplicaError::Failed)?;
-            self.shared.metrics.diverged();
-            Some(kept)
+        let keepsake = if database.page_size() != order.base.page_size {
+            Some(self.resize(&order)?)
+        } else if order.preserve {
+            apply.sync(database).map_err(failed)?;
+            let position = apply.position();
+            Some(self.preserve(&order, position)?)
         } else {
+            apply.sync(database).map_err(failed)?;
             None
         };
         let stage = Stage::open(&self.stage_path(), stage_base(order.base)).map_err(failed)?;
@@ -424,6 +410,25 @@ impl Keeper {
         self.show_follower();
         self.publish();
         Ok(())
+    }
+
+    /// Keeps a copy of the database before it is overwritten.
+    pub(super) fn preserve(
+        &self,
+        order: &Resync,
+        position: Option<Position>,
+    ) -> Result<Keepsake, ReplicaError> {
+        let found = Circumstances {
+            node: &self.shared.node,
+            source: &self.shared.name,
+            epoch: order.epoch,
+            reason: order.reason.as_str(),
+            position,
+        };
+        let kept = diverged::keep(&self.shared.store.diverged(), &self.options.path, found)
+            .map_err(ReplicaError::Failed)?;
+        self.shared.metrics.diverged();
+        Ok(kept)
     }
 
     fn make_if_absent(&mut self, page_size: u32) -> Result<(), ReplicaError> {
@@ -711,6 +716,6 @@ fn no_resync() -> ReplicaError {
     ReplicaError::Unfit("no resync is under way".to_owned())
 }
 
-fn failed(error: impl std::fmt::Display) -> ReplicaError {
+pub(super) fn failed(error: impl std::fmt::Display) -> ReplicaError {
     ReplicaError::Failed(error.to_string())
 }

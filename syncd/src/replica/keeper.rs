@@ -78,6 +78,7 @@ pub(super) struct Keeper {
     retry_at: Option<Instant>,
     retain_at: Instant,
     count_at: Instant,
+    pub(super) resize_at: Instant,
     /// The last pass found nothing more to capture.
     pub(super) is_drained: bool,
     settling: Vec<(Instant, Reply<()>)>,
@@ -107,6 +108,7 @@ impl Keeper {
             retry_at: None,
             retain_at: now,
             count_at: now,
+            resize_at: now,
             is_drained: false,
             settling: Vec::new(),
             leading: Vec::new(),

@@ -13,7 +13,7 @@ use super::apply::{Apply, ApplyError, End};
 use super::database::Database;
 use super::failure::{Failure, is_busy};
 use super::ground::Claim;
-use super::open::{OpenError, Opened, Options};
+use super::open::{OpenError, Opened, Options, read_once};
 use super::position::Stored;
 use super::preserve::step_through;
 
@@ -46,6 +46,26 @@ pub enum RebuildError {
 struct Prepared {
     first_page: Vec<u8>,
     stored: Option<Stored>,
+}
+
+/// Whether nobody else has the database at `path` open, so that [`rebuild`] would succeed now. This process must not have it open.
+///
+/// # Errors
+/// SQLite refuses.
+pub fn is_unused(path: &Path) -> Result<bool, Failure> {
+    let alone = || -> rusqlite::Result<()> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let probe = Connection::open_with_flags(path, flags)?;
+        probe.busy_timeout(Duration::ZERO)?;
+        // In this mode the first look needs a lock that goes with no other connection's.
+        probe.query_row("PRAGMA locking_mode = EXCLUSIVE", [], |_| Ok(()))?;
+        read_once(&probe)
+    };
+    match alone() {
+        Ok(()) => Ok(true),
+        Err(error) if is_busy(&error) => Ok(false),
+        Err(error) => Err(Failure::sqlite("look at the users", path)(error)),
+    }
 }
 
 /// Gives the database of `options`, which this process must not have open, the content of the one at `prepared`, which was filled by

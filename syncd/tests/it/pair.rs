@@ -54,8 +54,8 @@ impl Pair {
             cluster: CLUSTER,
             epoch: self.epoch,
             version: Version(1, self.version),
-            required: [].into(),
-            acks: 0,
+            required: [self.nodes[1 - node].name.to_owned()].into(),
+            acks: 1,
             durable: self.version.is_multiple_of(2),
             at_least,
         };
@@ -125,8 +125,8 @@ impl Pair {
             .await;
     }
 
-    /// Everything that is committed on the primary has a position.
-    pub(crate) async fn until_captured(&self, primary: usize) {
+    /// Waits until everything that is committed on the primary is on the standby's disk, as a write's response would.
+    pub(crate) async fn until_acknowledged(&self, primary: usize) {
         let within = WITHIN.as_millis();
         let path = format!("/v1/barrier?epoch={}&within_ms={within}", self.epoch);
         let peer = self.nodes[primary].peer();
@@ -136,7 +136,7 @@ impl Pair {
 
     /// Nothing moves any more: both databases are sound, and the same page by page.
     pub(crate) async fn assert_equal(&self, primary: usize) {
-        self.until_captured(primary).await;
+        self.until_acknowledged(primary).await;
         self.until_level(primary).await;
         let [a, b] = [0, 1].map(|node: usize| self.nodes[node].database());
         assert_eq!(bank::integrity(&a), "ok");

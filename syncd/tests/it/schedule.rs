@@ -1,5 +1,5 @@
 //! Seeded schedules of whatever can happen to two nodes. After every step the standby shows a state that the primary's history had,
-//! and never an older one than before; at the end both databases are the same. `SYNCD_SEED` replays one seed.
+//! and never an older one than before; what was acknowledged is never lost; at the end both databases are the same. `SYNCD_SEED` replays one seed.
 
 use rusqlite::Connection;
 use shared::model::{Positions, Role};
@@ -73,6 +73,8 @@ struct World {
     history: Vec<u64>,
     /// Where in it the standby was seen last.
     seen: usize,
+    /// Everything up to here in it was acknowledged.
+    acknowledged: usize,
     commits: u32,
 }
 
@@ -91,6 +93,7 @@ impl World {
             app: None,
             history: vec![bank::rows(&path)],
             seen: 0,
+            acknowledged: 0,
             commits: 0,
         }
     }
@@ -116,7 +119,10 @@ impl World {
     async fn take(&mut self, step: Step) {
         let standby = self.standby();
         match step {
-            Step::Commit => self.commit_some(),
+            Step::Commit => {
+                self.commit_some();
+                self.acknowledge().await;
+            }
             Step::CommitLarge => self.commit(true),
             Step::Vacuum => {
                 let path = self.pair.nodes[self.primary].database();
@@ -128,6 +134,7 @@ impl World {
                     self.commit_some();
                     self.pair.wires[self.primary].cut();
                 }
+                self.acknowledge().await;
             }
             Step::Part => {
                 self.pair.wires[self.primary].take_down();
@@ -170,6 +177,11 @@ impl World {
         }
     }
 
+    async fn acknowledge(&mut self) {
+        self.pair.until_acknowledged(self.primary).await;
+        self.acknowledged = self.history.len() - 1;
+    }
+
     /// Its application went on without it, and perhaps was restarted, too.
     async fn primary_returns(&mut self) {
         if self.rng.bool() {
@@ -207,6 +219,7 @@ impl World {
         let at = self.history.iter().rposition(|state| *state == now);
         let at = at.expect("a promoted standby must be a prefix of its primary");
         assert!(at >= self.seen, "what was shown before is gone");
+        assert!(at >= self.acknowledged, "what was acknowledged is gone");
         self.history.truncate(at + 1);
         self.primary = chosen;
         self.seen = 0;
