@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::api::{Follow, Lead, Led, Seal, Sealed, Version};
+use shared::api::{Follow, Lead, Led, Passed, Seal, Sealed, Status, Version};
 use shared::call::CallError;
 use shared::model::{ClusterId, Epoch, Positions, Role};
 
@@ -105,19 +105,24 @@ impl Pair {
         self.epoch = self.epoch.next();
         let last = self.seal(from).await.durable;
         self.seal(1 - from).await;
-        let has_all = |status: &shared::api::Status| status.report.durable.covers(&last);
-        self.nodes[1 - from]
+        self.until_durable(1 - from, &last).await;
+        self.begin(1 - from, last).await;
+    }
+
+    /// Waits until `node` has all of `wanted` on disk.
+    pub(crate) async fn until_durable(&self, node: usize, wanted: &Positions) {
+        let has_all = |status: &Status| status.report.durable.covers(wanted);
+        self.nodes[node]
             .until("it has all of the former primary", has_all)
             .await;
-        self.begin(1 - from, last).await;
     }
 
     /// Waits until the standby shows all that the primary has.
     pub(crate) async fn until_level(&self, primary: usize) {
-        let is_primary = |status: &shared::api::Status| !status.report.tip.0.is_empty();
+        let is_primary = |status: &Status| !status.report.tip.0.is_empty();
         let tip = self.nodes[primary].until("it captures", is_primary).await;
         let tip = tip.report.tip;
-        let shows_all = |status: &shared::api::Status| {
+        let shows_all = |status: &Status| {
             status.report.role == Role::Standby && status.report.applied.covers(&tip)
         };
         self.nodes[1 - primary]
@@ -130,7 +135,7 @@ impl Pair {
         let within = WITHIN.as_millis();
         let path = format!("/v1/barrier?epoch={}&within_ms={within}", self.epoch);
         let peer = self.nodes[primary].peer();
-        let passed = peer.get::<shared::api::Passed>(&path, WITHIN + Duration::from_secs(1));
+        let passed = peer.get::<Passed>(&path, WITHIN + Duration::from_secs(1));
         passed.await.unwrap();
     }
 

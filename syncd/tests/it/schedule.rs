@@ -29,10 +29,16 @@ enum Step {
     KillPrimary,
     /// The same, but as a supervisor ends it.
     EndPrimary,
+    /// Both are killed at once.
+    KillBoth,
     /// The application closes and opens its database.
     Reopen,
     /// As planned.
     HandOver,
+    /// The same, with a wire that is cut and a standby that is killed in the middle of it.
+    HandOverInTrouble,
+    /// A new term of the same primary, after somebody thought better of it.
+    Renew,
     /// The primary is lost with what nobody else has, and returns as a standby.
     LoseHost,
 }
@@ -48,7 +54,10 @@ const STEPS_DRAWN: &[(Step, u32)] = &[
     (Step::KillPrimary, 2),
     (Step::EndPrimary, 1),
     (Step::Reopen, 2),
-    (Step::HandOver, 3),
+    (Step::KillBoth, 1),
+    (Step::HandOver, 2),
+    (Step::HandOverInTrouble, 2),
+    (Step::Renew, 1),
     (Step::LoseHost, 3),
 ];
 
@@ -163,18 +172,55 @@ impl World {
                 self.app = None;
                 self.commit_some();
             }
+            Step::KillBoth => {
+                self.commit_some();
+                self.pair.nodes[standby].kill();
+                self.pair.nodes[self.primary].kill();
+                self.primary_returns().await;
+                self.pair.nodes[standby].start().await;
+                self.pair.follow(standby, false).await.unwrap();
+            }
             Step::HandOver => {
-                self.app = None;
                 self.commit_some();
                 self.app = None;
                 self.pair.hand_over(self.primary).await;
-                self.primary = standby;
+                self.assert_handed_over();
+            }
+            Step::HandOverInTrouble => {
+                self.commit_some();
+                self.app = None;
+                self.pair.wires[self.primary].take_down();
+                self.pair.epoch = self.pair.epoch.next();
+                let last = self.pair.seal(self.primary).await.durable;
+                self.pair.seal(standby).await;
+                self.pair.wires[self.primary].repair();
+                if self.rng.bool() {
+                    self.pair.nodes[standby].kill();
+                    self.pair.nodes[standby].start().await;
+                }
+                self.pair.wires[self.primary].cut();
+                self.pair.until_durable(standby, &last).await;
+                self.pair.begin(standby, last).await;
+                self.assert_handed_over();
+            }
+            Step::Renew => {
+                self.commit_some();
+                self.pair.epoch = self.pair.epoch.next();
+                let last = self.pair.seal(self.primary).await.durable;
+                self.pair.seal(standby).await;
+                self.pair.begin(self.primary, last).await;
                 self.seen = 0;
-                let now = bank::rows(&self.pair.nodes[self.primary].database());
-                assert_eq!(self.history.last(), Some(&now), "handing over lost commits");
             }
             Step::LoseHost => self.lose_host().await,
         }
+    }
+
+    /// The standby leads now, and has everything.
+    fn assert_handed_over(&mut self) {
+        self.primary = self.standby();
+        self.seen = 0;
+        let now = bank::rows(&self.pair.nodes[self.primary].database());
+        assert_eq!(self.history.last(), Some(&now), "handing over lost commits");
     }
 
     async fn acknowledge(&mut self) {
