@@ -106,9 +106,9 @@ pub enum LogError {
         /// What the system said.
         source: io::Error,
     },
-    /// A write failed and could not be undone; open the log anew.
+    /// A write failed and could not be undone so far; nothing can be appended until it is.
     #[error(
-        "an earlier write to the log failed and could not be taken back; it has to be opened anew"
+        "a write to the log failed and could not be taken back; its disk refuses to work: see the log of the system"
     )]
     Broken,
     /// The log has no beginning yet.
@@ -265,7 +265,9 @@ impl Log {
     /// help, first those that nobody needs, then those that are pinned: whoever reads them finds them gone. After an error in the middle of a transaction, begin it again with part 0.
     pub fn append(&mut self, increment: &Increment, mark: Option<&[u8]>) -> Result<(), LogError> {
         if self.is_broken {
-            return Err(LogError::Broken);
+            // Whoever writes tries again after a while; then the disk may let us.
+            self.drop_open_parts()?;
+            self.is_broken = false;
         }
         self.check_next(increment)?;
         if increment.part == 0 {

@@ -8,6 +8,7 @@ mod capture;
 mod follow;
 mod keeper;
 mod meter;
+mod patience;
 mod resize;
 mod spool;
 mod tender;

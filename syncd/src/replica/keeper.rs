@@ -13,6 +13,7 @@ use shared::model::Position;
 use tokio::sync::watch;
 
 use super::follow::{Pending, PendingResync};
+use super::patience::Patience;
 use super::tender::Tender;
 use super::{Board, Claim, Command, ReplicaError, Reply, Shared, Wanted, Work};
 use crate::log::{Point, Retention};
@@ -24,8 +25,6 @@ use crate::wire::message::{self, Base};
 
 /// A database that is not there yet is looked for this often.
 const ABSENT_REST: Duration = Duration::from_millis(20);
-/// After a failure.
-const FAILED_REST: Duration = Duration::from_millis(500);
 /// While the application is asked for its write lock.
 const FENCE_REST: Duration = Duration::from_micros(200);
 /// With nothing to do.
@@ -75,6 +74,7 @@ pub(super) struct Keeper {
     pub(super) wanted: Wanted,
     pub(super) open: Option<Open>,
     pub(super) board: Board,
+    patience: Patience,
     retry_at: Option<Instant>,
     retain_at: Instant,
     count_at: Instant,
@@ -105,6 +105,7 @@ impl Keeper {
                 is_proved: true,
                 ..Board::default()
             },
+            patience: Patience::default(),
             retry_at: None,
             retain_at: now,
             count_at: now,
@@ -255,7 +256,7 @@ impl Keeper {
         }
         self.let_go("in trouble");
         self.board.error = Some(why);
-        self.retry_at = Some(clock::now() + FAILED_REST);
+        self.retry_at = Some(self.patience.handle_failure(clock::now()));
     }
 
     fn set_free(&mut self) {
@@ -342,6 +343,7 @@ impl Keeper {
         if self.wanted != wanted {
             tracing::debug!(source = self.shared.name, ?wanted, "told what to do");
             self.wanted = wanted;
+            self.patience = Patience::default();
             // What a session of before has not spooled yet is not part of anything any more.
             self.shared.next_turn();
             self.is_drained = false;
