@@ -243,19 +243,25 @@ pub async fn no_database() -> Result<Report, Trouble> {
     stack.start_all()?;
     let complaint = format!("{} is not a SQLite database", theirs.display());
     let says = |service: &Service| service.summary().contains(&complaint);
-    let heard = async || stack.service().await.ok().filter(says);
-    let told = stack
-        .wait("the proxy naming the file", UP_WITHIN, heard)
-        .await;
-    match told {
-        Ok(service) => {
-            let nobody = service.primary.is_none();
-            report.promise(nobody, || {
-                format!("nobody asked for a primary: {}", service.summary())
-            });
-        }
+    let names = async || {
+        let unfit = stack.status(Side::B).await.ok()?.report.unfit?;
+        unfit.contains(&complaint).then_some(unfit)
+    };
+    match stack
+        .wait("syncd b naming the file", UP_WITHIN, names)
+        .await
+    {
+        Ok(said) => report.notes.push(said),
         Err(late) => report.broken.push(late.to_string()),
     }
+    // Both applications answer now, so that nothing else is waited for.
+    let up = |service: &Service| service.nodes.iter().all(|node| node.health == "up");
+    let heard = async || stack.service().await.ok().filter(up);
+    let service = stack.wait("both nodes up", UP_WITHIN, heard).await?;
+    report.promise(
+        service.primary.is_none() && service.summary().contains("syncd of b"),
+        || format!("nobody asked for a primary: {}", service.summary()),
+    );
     let admin = format!("http://{}", stack.admin());
     let decided = "promote shop --to a --accept-data-loss --admin";
     let decided: Vec<_> = decided.split(' ').chain([admin.as_str()]).collect();
