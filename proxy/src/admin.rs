@@ -70,9 +70,15 @@ pub async fn handle(door: Arc<Door>, request: Request<Incoming>) -> Answer {
                 service,
                 what @ ("switchover" | "promote"),
             ] => door.ask(service, what, request).await,
-            ["api", "v1", "services", service, "nodes", node, "rejoin"] => {
-                door.rejoin(service, node).await
-            }
+            [
+                "api",
+                "v1",
+                "services",
+                service,
+                "nodes",
+                node,
+                what @ ("drain" | "undrain" | "rejoin"),
+            ] => door.ask_node(service, node, what).await,
             _ => not_found(&request),
         };
     }
@@ -193,7 +199,7 @@ impl Door {
         finish(control.order(order).await)
     }
 
-    async fn rejoin(&self, service: &str, node: &str) -> Answer {
+    async fn ask_node(&self, service: &str, node: &str, what: &str) -> Answer {
         let Some(control) = self.services.get(service) else {
             return text(StatusCode::NOT_FOUND, self.unknown(service));
         };
@@ -203,7 +209,12 @@ impl Door {
                 format!("service \"{service}\" has no node \"{node}\""),
             );
         };
-        finish(control.order(Order::Rejoin(id)).await)
+        let order = match what {
+            "drain" => Order::Drain(id),
+            "undrain" => Order::Undrain(id),
+            _ => Order::Rejoin(id),
+        };
+        finish(control.order(order).await)
     }
 
     fn events(&self, request: &Request<Incoming>) -> Answer {

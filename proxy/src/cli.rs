@@ -287,19 +287,20 @@ pub fn promote(
     Ok(())
 }
 
-/// `hotwarm rejoin`.
+/// `hotwarm drain`, `undrain` and `rejoin`: `what` is the word.
 ///
 /// # Errors
 /// It was refused, or is not reachable.
-pub fn rejoin(
+pub fn ask_node(
     admin: &Admin<'_>,
+    what: &str,
     service: &str,
     node: &str,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let done: Result202 = order(
         admin,
-        &format!("/api/v1/services/{service}/nodes/{node}/rejoin"),
+        &format!("/api/v1/services/{service}/nodes/{node}/{what}"),
         &json!({}),
     )?;
     writeln!(out, "{service}: {}", done.message)?;

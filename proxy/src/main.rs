@@ -60,15 +60,28 @@ enum Command {
         #[command(flatten)]
         admin: At,
     },
+    /// Take a node out: it gets no requests and is not promoted. A primary hands over first, as planned.
+    Drain(OneNode),
+    /// Put a drained node back.
+    Undrain(OneNode),
     /// Let a node that holds unrelated data give it up (a copy is kept) and become a standby.
-    Rejoin {
-        /// The service.
-        service: String,
-        /// The node.
-        node: String,
-        #[command(flatten)]
-        admin: At,
-    },
+    Rejoin(OneNode),
+}
+
+#[derive(Debug, Args)]
+struct OneNode {
+    /// The service.
+    service: String,
+    /// The node.
+    node: String,
+    #[command(flatten)]
+    admin: At,
+}
+
+impl OneNode {
+    fn ask(&self, what: &str, out: &mut dyn Write) -> Result<(), Failure> {
+        cli::ask_node(&self.admin.as_admin(), what, &self.service, &self.node, out)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -129,10 +142,8 @@ fn obey(command: Command) -> Result<(), Failure> {
             accept_data_loss,
             admin,
         } => cli::promote(&admin.as_admin(), &service, &to, accept_data_loss, &mut out),
-        Command::Rejoin {
-            service,
-            node,
-            admin,
-        } => cli::rejoin(&admin.as_admin(), &service, &node, &mut out),
+        Command::Drain(one) => one.ask("drain", &mut out),
+        Command::Undrain(one) => one.ask("undrain", &mut out),
+        Command::Rejoin(one) => one.ask("rejoin", &mut out),
     }
 }

@@ -290,6 +290,12 @@ impl Failover {
         (facts.app, facts.signs.refusing)
     }
 
+    /// Whether an operator has taken the node out.
+    #[must_use]
+    pub fn is_draining(&self, node: NodeId) -> bool {
+        self.nodes[node.index()].draining
+    }
+
     /// Why `node` could not be promoted at this moment; `None` if it could.
     #[must_use]
     pub fn not_promotable(&self, node: NodeId) -> Option<String> {
@@ -407,6 +413,7 @@ impl Failover {
         if let Some(primary) = self.record.primary {
             self.effects.push_back(Effect::Alert(primary, false));
             self.facts(primary).signs.stalled = false;
+            self.undrain(primary);
             self.served = Some((self.record.epoch, primary));
             self.ended = None;
         }

@@ -58,6 +58,7 @@ impl Driver {
         };
         let (app, refusing) = self.machine.app(node);
         let health = match app {
+            _ if self.machine.is_draining(node) => "draining",
             App::Up if !refusing => "up",
             App::Unknown => "unknown",
             App::Up | App::Down => "down",
@@ -147,7 +148,7 @@ impl Driver {
             self.metrics
                 .node_up
                 .with_label_values(&labels)
-                .set(i64::from(node.health == "up"));
+                .set(i64::from(matches!(node.health, "up" | "draining")));
             self.metrics
                 .replication_lag_seconds
                 .with_label_values(&labels)

@@ -43,6 +43,15 @@ impl Driver {
                     format!("{}: {why}; requests are held", trouble.as_str()),
                 );
             }
+            Event::Draining(node, on) => {
+                tracing::info!(service, node = self.name(node), on, "draining");
+                let (kind, message) = if on {
+                    ("draining", "draining: gets no requests and is not promoted")
+                } else {
+                    ("undrained", "may be promoted again")
+                };
+                self.tell(kind, Some(node), message.to_owned());
+            }
             Event::Cleared(node) => {
                 tracing::info!(
                     service,

@@ -46,6 +46,13 @@ pub(super) enum Choice {
 /// Why `node` cannot take requests as a primary, whatever its position.
 pub(super) fn unfit(machine: &Failover, node: NodeId) -> Option<String> {
     let facts = &machine.nodes[node.index()];
+    if facts.draining {
+        return Some(format!(
+            "it is draining; `hotwarm undrain {} {}` ends that",
+            machine.rules.service,
+            machine.name(node)
+        ));
+    }
     if facts.signs.refusing {
         return Some("its application refuses connections".to_owned());
     }

@@ -101,6 +101,8 @@ pub(super) struct Facts {
     pub(super) last: Option<Standing>,
     /// The order under way.
     pub(super) asked: Option<Asked>,
+    /// An operator has taken it out.
+    pub(super) draining: bool,
     /// An order failed: wait for its next report or the rest to be over.
     pub(super) resting: bool,
 }

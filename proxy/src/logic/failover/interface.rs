@@ -84,6 +84,10 @@ pub enum Order {
         /// Even when acknowledged writes would be lost.
         accept_loss: bool,
     },
+    /// Give this node no requests and do not promote it, until told otherwise; a primary hands over first, as planned.
+    Drain(NodeId),
+    /// The end of that.
+    Undrain(NodeId),
     /// Let this node give up data that has no common history with the cluster's (it is preserved first).
     Rejoin(NodeId),
 }
@@ -254,6 +258,8 @@ pub enum Event {
     NotPersisted(String),
     /// An operator's order was not carried out.
     Aborted(String),
+    /// An operator has taken the node out, or put it back.
+    Draining(NodeId, bool),
 }
 
 /// A completed change of primary.

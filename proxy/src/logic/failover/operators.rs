@@ -14,6 +14,13 @@ impl Failover {
         let begun = match order {
             Order::Switchover(to) => self.order_switchover(now, id, to),
             Order::Promote { to, accept_loss } => self.order_promote(now, id, to, accept_loss),
+            Order::Drain(node) => self.order_drain(now, id, node),
+            Order::Undrain(node) => {
+                self.undrain(node);
+                let done = format!("{} may be promoted again", self.name(node));
+                self.effects.push_back(Effect::Answer(id, Ok(done)));
+                Ok(())
+            }
             Order::Rejoin(node) => self.order_rejoin(id, node),
         };
         if let Err(why) = begun {
@@ -43,6 +50,29 @@ impl Failover {
         self.ready_for_switchover(primary, to)?;
         self.begin_drain(now, Cause::Switchover, to, Some(id));
         Ok(())
+    }
+
+    /// Nothing is on record of this: it ends with `undrain`, when the node is promoted after all, or when the proxy restarts.
+    fn order_drain(&mut self, now: Instant, id: OrderId, node: NodeId) -> Result<(), String> {
+        if self.record.primary == Some(node) {
+            self.order_switchover(now, id, None)?;
+        } else {
+            let done = format!("{} gets no requests and is not promoted", self.name(node));
+            self.effects.push_back(Effect::Answer(id, Ok(done)));
+        }
+        let facts = self.facts(node);
+        if !std::mem::replace(&mut facts.draining, true) {
+            self.effects
+                .push_back(Effect::Tell(Event::Draining(node, true)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn undrain(&mut self, node: NodeId) {
+        if std::mem::take(&mut self.facts(node).draining) {
+            self.effects
+                .push_back(Effect::Tell(Event::Draining(node, false)));
+        }
     }
 
     fn best_standby(&self, primary: NodeId) -> Result<NodeId, String> {
@@ -119,7 +149,7 @@ impl Failover {
                 .push_back(Effect::Tell(Event::Aborted(why.clone())));
             self.effects
                 .extend(order.map(|id| Effect::Answer(id, Err(why))));
-            self.phase = Phase::Serving;
+            self.serve();
         }
     }
 

@@ -520,6 +520,56 @@ fn a_switchover_to_a_standby_that_is_far_behind_is_refused_with_the_number() {
     assert_eq!(shop.target(), Some(A));
 }
 
+#[test]
+fn a_drained_standby_is_not_promoted_until_it_is_put_back() {
+    let mut shop = Dialogue::serving(rules());
+    shop.tell(Input::Order(OrderId(1), Order::Drain(B)));
+    assert!(
+        shop.machine
+            .not_promotable(B)
+            .unwrap()
+            .contains("hotwarm undrain shop b")
+    );
+    shop.take();
+    shop.tell(Input::Refused(A));
+    shop.pass(250 * MILLIS);
+    assert_eq!(refusals(&shop.events()), ["no-healthy-standby"]);
+    shop.tell(Input::Order(OrderId(2), Order::Undrain(B)));
+    assert!(
+        shop.said.contains(&Effect::Seal(B, Epoch(2))),
+        "{:?}",
+        shop.said
+    );
+}
+
+#[test]
+fn a_primary_hands_over_before_it_is_drained() {
+    let mut shop = Dialogue::serving(rules());
+    shop.tell(Input::Order(OrderId(1), Order::Drain(A)));
+    shop.tell(Input::Drained);
+    shop.seal_both(2, true);
+    shop.persist();
+    shop.led(B, 2);
+    assert_eq!(shop.target(), Some(B));
+    assert!(shop.machine.is_draining(A) && shop.machine.not_promotable(A).is_some());
+
+    let mut shop = Dialogue::serving(rules());
+    shop.tell(Input::Order(OrderId(1), Order::Drain(A)));
+    shop.pass(1000 * MILLIS);
+    assert_eq!(shop.target(), Some(A), "nothing was changed");
+    assert!(!shop.machine.is_draining(A));
+
+    let mut shop = Dialogue::serving(rules());
+    shop.tell(Input::Health(B, App::Down, "answered 500".to_owned()));
+    shop.take();
+    shop.tell(Input::Order(OrderId(1), Order::Drain(A)));
+    assert!(matches!(
+        shop.take().as_slice(),
+        [Effect::Answer(_, Err(_))]
+    ));
+    assert!(!shop.machine.is_draining(A));
+}
+
 // ---- beginnings ----------------------------------------------------------------------------------------------------
 
 #[test]
