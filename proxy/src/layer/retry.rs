@@ -438,7 +438,9 @@ impl Rules {
             (Next::Spend | Next::GiveUp, _) if facts.repeatable && facts.replayable && is_loss => {
                 Step::Outlive(fault, Proof::NotNeeded)
             }
-            (Next::Prove, _) if is_dropped => Step::Outlive(fault, Proof::Needed),
+            (Next::Prove, _) if is_dropped && journey.known.is_some() => {
+                Step::Outlive(fault, Proof::Needed)
+            }
             (Next::Again | Next::Spend | Next::Prove | Next::GiveUp, _) => Step::Done(Err(fault)),
         }
     }
