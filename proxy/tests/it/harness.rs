@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod node;
+pub(crate) mod season;
 
 use std::fs;
 use std::net::SocketAddr;

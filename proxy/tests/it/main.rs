@@ -16,5 +16,6 @@ mod logging;
 mod responses;
 mod retrying;
 mod smuggling;
+mod splitting;
 mod strictness;
 mod watching;

@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use shared::rng::Rng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::harness::season::season;
 use crate::harness::{PATIENCE, Setup};
 
 const SEED: u64 = 0x0005_3399_1e50;
@@ -132,7 +133,7 @@ fn input(number: u64) -> Input {
     let mut text = script(&mut rng, number, ends);
     let pure = rng.u8(..4) == 0;
     if !pure {
-        season(&mut rng, &mut text);
+        season(&mut rng, &mut text, &SPICES);
     }
     let whole = rng.bool();
     Input {
@@ -222,30 +223,6 @@ const SPICES: [&[u8]; 34] = [
     b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
     b" HTTP/1.1\r\nHost: a\r\n\r\n",
 ];
-
-/// A few changes here and there, most at the beginning of a line.
-fn season(rng: &mut Rng, text: &mut Vec<u8>) {
-    for _ in 0..rng.usize(1..4) {
-        let at = rng.usize(..=text.len());
-        let spice = SPICES[rng.usize(..SPICES.len())];
-        match rng.u8(..6) {
-            0 => drop(text.splice(at..at, spice.iter().copied())),
-            1 if at < text.len() => text[at] = rng.u8(..),
-            2 => text.truncate(at),
-            3 => {
-                let end = (at + rng.usize(..10)).min(text.len());
-                text.drain(at..end);
-            }
-            _ => {
-                let lines = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-                let lines: Vec<usize> = lines.map(|(at, _)| at + 1).collect();
-                if let Some(at) = rng.choice(&lines) {
-                    text.splice(*at..*at, spice.iter().copied());
-                }
-            }
-        }
-    }
-}
 
 /// Sends an input and reads until nothing more comes.
 fn send(proxy: SocketAddr, input: &Input) {
