@@ -58,6 +58,9 @@ const END_TO_END: [&str; 14] = [
     "date",
 ];
 
+/// So many names may stand on all `Connection` lines together; honest clients have a handful.
+const NOMINATED_MOST: usize = 32;
+
 /// Which rule a request breaks, and the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal(pub StatusCode, pub &'static str);
@@ -225,6 +228,9 @@ fn nominated(fields: &Fields) -> Result<Vec<Vec<u8>>, Refusal> {
                 .any(|name| option.eq_ignore_ascii_case(name.as_bytes()))
             {
                 return Err(bad("Connection names a field that is not its own"));
+            }
+            if names.len() == NOMINATED_MOST {
+                return Err(bad("too many names in Connection"));
             }
             names.push(option.to_vec());
         }
@@ -397,6 +403,13 @@ mod tests {
             );
         }
         assert_eq!(status("GET /\nhost: a\nconnection: x y"), 400);
+        // Each name is looked for among all fields: thousands of them would be work for nothing.
+        let lines = |names: usize| {
+            let many = vec!["x"; names].join(", ");
+            format!("GET /\nhost: a\nconnection: {many}\nconnection: close, y")
+        };
+        assert_eq!(status(&lines(NOMINATED_MOST - 1)), 200);
+        assert_eq!(status(&lines(NOMINATED_MOST)), 400);
     }
 
     #[test]

@@ -30,6 +30,8 @@ use crate::logic::NodeId;
 
 /// A request's body up to this size goes out together with the head, in one call.
 const SMALL_BODY: u64 = 16 << 10;
+/// The buffers are written when they have this much, in bytes.
+const WRITE_AT_ONCE: usize = 16 << 10;
 /// Room for reading a head and what may come with it.
 const READ_HEAD: usize = 8 << 10;
 /// Room for reading a body.
@@ -353,7 +355,7 @@ impl Outflow {
                 Stage::Waiting(deadline) if deadline.has_passed(context) => self.go_ahead(),
                 Stage::Waiting(_) => return Poll::Pending,
                 Stage::Body => {
-                    ready!(self.poll_pull(outgoing, context)).map_err(SendError::Client)?;
+                    ready!(self.poll_fill(outgoing, context)).map_err(SendError::Client)?;
                 }
             }
         }
@@ -387,6 +389,26 @@ impl Outflow {
             Err(error) => Err(SendError::Io(Cause::io(&error))),
         };
         Poll::Ready(written)
+    }
+
+    /// Moves what there is of the body into the buffers, up to what is written at once: tiny pieces must not be a write each.
+    fn poll_fill(
+        &mut self,
+        outgoing: &mut Vec<u8>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Fault>> {
+        ready!(self.poll_pull(outgoing, context))?;
+        while matches!(self.stage, Stage::Body)
+            && self.piece.is_empty()
+            && outgoing.len() < WRITE_AT_ONCE
+        {
+            match self.poll_pull(outgoing, context) {
+                Poll::Ready(Ok(())) => (),
+                Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Moves the next piece of the body into the buffers.

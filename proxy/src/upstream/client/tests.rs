@@ -337,6 +337,18 @@ fn a_body_without_a_length_is_chunked_anew_even_for_get() {
 }
 
 #[test]
+fn tiny_pieces_are_not_a_write_each() {
+    let answer = data("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let mut bench = Bench::new(ask("PUT", ""), stream(&["x"; 50_000]), [answer], []);
+    bench.response();
+    assert_eq!(bench.written().matches("1\r\nx\r\n").count(), 50_000);
+    assert!(bench.written().ends_with("\r\n0\r\n\r\n"));
+    let writes = bench.written.borrow();
+    assert!(writes.len() < 30, "{} writes", writes.len());
+    assert!(writes.iter().all(|write| write.len() <= 32 << 10));
+}
+
+#[test]
 fn large_pieces_are_written_as_they_are_however_little_is_taken_at_once() {
     let big: &'static str = Box::leak("x".repeat(40_000).into_boxed_str());
     let answer = data("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
