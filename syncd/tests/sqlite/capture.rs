@@ -347,8 +347,9 @@ fn under_constant_writes_the_log_begins_anew_again_and_again() {
     let tale = tender.stop();
     let log = usize::try_from(database.log_bytes().unwrap()).unwrap();
     assert!(said.contains("\"errs\": {}"), "{said}");
+    // How far a log grows in between depends on who else wants the processors.
     assert!(
-        captured > 4 * log,
+        tale.resets >= 3 && captured > log,
         "{captured} bytes came through a log of {log}: {tale:?}, {said}"
     );
 }
