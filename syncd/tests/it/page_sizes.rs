@@ -78,3 +78,24 @@ async fn a_database_in_use_is_left_alone_until_its_application_is_stopped_and_th
     pair.assert_equal(0).await;
     assert_eq!(bank::rows(&pair.nodes[1].kept()[0]), had);
 }
+
+#[tokio::test]
+async fn a_primary_that_was_rebuilt_with_other_pages_is_followed_again() {
+    let mut pair = strangers("rebuilt", 4096).await;
+    pair.follow(1, true).await.unwrap();
+    pair.assert_equal(0).await;
+    pair.nodes[0].terminate();
+    {
+        let app = bank::open(&pair.nodes[0].database());
+        app.execute_batch(
+            "PRAGMA journal_mode = DELETE; PRAGMA page_size = 8192; VACUUM; PRAGMA journal_mode = WAL;",
+        )
+        .unwrap();
+    }
+    pair.nodes[0].start().await;
+    pair.lead(0, Positions::default()).await.unwrap();
+    let app = bank::open(&pair.nodes[0].database());
+    bank::commit(&app, 100, false, &mut Rng::with_seed(1));
+    pair.assert_equal(0).await;
+    assert_eq!(page_size(&bank::open(&pair.nodes[1].database())), 8192);
+}
