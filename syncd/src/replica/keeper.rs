@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::follow::{Pending, PendingResync};
 use super::patience::Patience;
+use super::resize::Attempts;
 use super::tender::Tender;
 use super::{Board, Claim, Command, ReplicaError, Reply, Shared, Wanted, Work};
 use crate::log::{Point, Retention};
@@ -78,7 +79,7 @@ pub(super) struct Keeper {
     retry_at: Option<Instant>,
     retain_at: Instant,
     count_at: Instant,
-    pub(super) resize_at: Instant,
+    pub(super) resizes: Attempts,
     /// The last pass found nothing more to capture.
     pub(super) is_drained: bool,
     settling: Vec<(Instant, Reply<()>)>,
@@ -109,7 +110,7 @@ impl Keeper {
             retry_at: None,
             retain_at: now,
             count_at: now,
-            resize_at: now,
+            resizes: Attempts::default(),
             is_drained: false,
             settling: Vec::new(),
             leading: Vec::new(),

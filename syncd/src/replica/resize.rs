@@ -6,18 +6,23 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::Instant;
 
 use shared::clock;
 
 use super::follow::failed;
 use super::keeper::{Doing, Keeper};
+use super::patience::Patience;
 use super::{ReplicaError, Resync, Work};
 use crate::diverged::Keepsake;
 use crate::sqlite::{Apply, Database, Options, Rebuilt, is_unused, rebuild};
 
-/// Each attempt lets the database go for a moment and reads all of it afterwards.
-const ATTEMPT_EVERY: Duration = Duration::from_secs(1);
+/// When it may be tried again: each attempt lets the database go for a moment and reads all of it afterwards.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Attempts {
+    patience: Patience,
+    again_at: Option<Instant>,
+}
 
 impl Keeper {
     /// Gives the database pages of the primary's size, and keeps what it had.
@@ -31,11 +36,11 @@ impl Keeper {
             ))
         };
         let now = clock::now();
-        if now < self.resize_at {
+        if self.resizes.again_at.is_some_and(|at| now < at) {
             return Err(in_use());
         }
         let in_use = in_use();
-        self.resize_at = now + ATTEMPT_EVERY;
+        self.resizes.again_at = Some(self.resizes.patience.handle_failure(now));
         let position = self.apply().and_then(Apply::position);
         self.let_go("its page size is to be changed");
         if !is_unused(&self.options.path).map_err(failed)? {
@@ -59,6 +64,7 @@ impl Keeper {
                 if let Some(open) = &mut self.open {
                     open.work = Doing::Apply(Box::new(apply));
                 }
+                self.resizes = Attempts::default();
                 self.board.work = Work::Apply;
                 self.board.is_fenced = true;
                 Ok(kept)
