@@ -23,6 +23,8 @@ use crate::wire::message::{
 };
 
 type Stream = TokioIo<hyper::upgrade::Upgraded>;
+/// How far the spool is on disk, or why not.
+type Spooled = Result<Option<Position>, String>;
 
 /// How long a primary may take to answer the phone.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -218,6 +220,7 @@ impl Session<'_> {
             turn,
             until,
             spooled: None,
+            is_waiting: false,
         }
         .run(hearing, speaking)
         .await
@@ -347,6 +350,8 @@ struct Streaming<'a, 'b> {
     until: Option<u64>,
     /// What the spool has on disk, of what came in this session.
     spooled: Option<Position>,
+    /// The spool has been handed something since it last said so.
+    is_waiting: bool,
 }
 
 impl Streaming<'_, '_> {
@@ -370,16 +375,30 @@ impl Streaming<'_, '_> {
                     changed.map_err(|_| "the spool has ended".to_owned())?;
                     self.spooled = spool.borrow_and_update().clone()?;
                     self.session.spooled = true;
+                    self.is_waiting = false;
                 }
                 changed = boards.changed() => changed.map_err(|_| "the source has ended".to_owned())?,
                 heard = tokio::time::timeout(SILENCE_MOST, hearing.next()) => {
                     let first = heard.map_err(|_| format!("{} fell silent", self.session.target.primary))?.map_err(words)?;
-                    let sign_of_life = self.take(first, hearing).await?;
-                    if sign_of_life {
-                        told = None;
+                    match self.take(first, hearing).await {
+                        Ok(true) => told = None,
+                        Ok(false) => (),
+                        Err(why) => {
+                            self.note_last_progress(&mut spool).await;
+                            return Err(why);
+                        }
                     }
                 }
             }
+        }
+    }
+
+    /// The session is over, but what was handed to the spool before may become durable yet: a wire that breaks again and again is
+    /// worth dialling again at once as long as something comes through.
+    async fn note_last_progress(&mut self, spool: &mut watch::Receiver<Spooled>) {
+        if self.is_waiting {
+            let told = tokio::time::timeout(LASTING, spool.changed()).await;
+            self.session.spooled |= matches!(told, Ok(Ok(()))) && spool.borrow_and_update().is_ok();
         }
     }
 
@@ -417,6 +436,7 @@ impl Streaming<'_, '_> {
         }
         // What came whole before a damaged frame is kept, or a wire that damages something now and then would allow no progress.
         if !batch.increments.is_empty() {
+            self.is_waiting = true;
             self.session
                 .replica
                 .spool(self.turn, batch.increments)
