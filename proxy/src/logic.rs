@@ -5,6 +5,7 @@ pub mod failover;
 pub mod health;
 pub mod network;
 pub mod outcome;
+pub mod pace;
 pub mod retry;
 pub mod route;
 pub mod stall;

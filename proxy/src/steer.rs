@@ -5,15 +5,18 @@
 //! publishes a turn, then looks at the counts), so that once a closing view is published, every request that slipped in
 //! before it is seen in [`Steering::in_flight`], and none can slip in after.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use arc_swap::{ArcSwap, Cache};
 use shared::model::{Epoch, Positions};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::logic::NodeId;
 pub use crate::logic::failover::Gate;
@@ -51,6 +54,17 @@ pub struct View {
     pub phase: &'static str,
     /// Why requests are held, in a few words for the client.
     pub why: Option<Arc<str>>,
+}
+
+impl View {
+    /// Who takes requests of this class.
+    #[must_use]
+    pub fn taker(&self, class: Class) -> Option<NodeId> {
+        self.target.or(match class {
+            Class::Safe => self.reads,
+            Class::Write => None,
+        })
+    }
 }
 
 /// The newest position of the primary that this process has heard.
@@ -243,6 +257,8 @@ impl Steering {
             lane,
             view: RefCell::new(Cache::new(Arc::clone(&self.view))),
             known: RefCell::new(Cache::new(Arc::clone(&self.known))),
+            queued: Cell::new(0),
+            eased: Notify::new(),
         })
     }
 }
@@ -253,6 +269,8 @@ pub struct Lane {
     lane: usize,
     view: RefCell<Cache<Arc<ArcSwap<View>>, Arc<View>>>,
     known: RefCell<Cache<Arc<ArcSwap<Known>>, Arc<Known>>>,
+    queued: Cell<usize>,
+    eased: Notify,
 }
 
 impl fmt::Debug for Lane {
@@ -311,6 +329,31 @@ impl Lane {
         Arc::clone(self.known.borrow_mut().load())
     }
 
+    /// This worker's requests that wait for a response, and how many responses it has had.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        let tally = &self.steering.tallies[self.lane];
+        let in_flight = tally.safe.load(Relaxed) + tally.writes.load(Relaxed);
+        Pulse {
+            waiting: in_flight.saturating_sub(tally.withheld.load(Relaxed)),
+            answered: tally.answered.load(Relaxed),
+        }
+    }
+
+    /// Waits until one of this worker's requests has had its response, or failed. Those who wait are woken one at a time, the
+    /// first first.
+    pub async fn eased(&self) {
+        self.queued.set(self.queued.get() + 1);
+        let _queued = Queued(&self.queued);
+        self.eased.notified().await;
+    }
+
+    fn ease(&self) {
+        if self.queued.get() > 0 {
+            self.eased.notify_one();
+        }
+    }
+
     /// Admits a request against the view in force.
     pub fn admit(self: &Rc<Self>, class: Class) -> Admission {
         let mut ticket = self.count_in(class);
@@ -318,11 +361,7 @@ impl Lane {
         let mut cache = self.view.borrow_mut();
         let view = cache.load();
         // A view newer than the turn is being published this instant; it is as good as in force.
-        let node = view.target.or(match class {
-            Class::Safe => view.reads,
-            Class::Write => None,
-        });
-        match node {
+        match view.taker(class) {
             Some(node) if view.turn >= turn => {
                 ticket.node = node;
                 ticket.epoch = view.epoch;
@@ -356,6 +395,14 @@ impl Lane {
         };
         ticket.count().fetch_add(1, SeqCst);
         ticket
+    }
+}
+
+struct Queued<'q>(&'q Cell<usize>);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -414,6 +461,7 @@ impl Ticket {
         if !std::mem::replace(&mut self.withheld, true) {
             self.tally().answered.fetch_add(1, SeqCst);
             self.tally().withheld.fetch_add(1, SeqCst);
+            self.lane.ease();
         }
     }
 
@@ -445,6 +493,7 @@ impl Drop for Ticket {
             self.tally().withheld.fetch_sub(1, SeqCst);
         }
         self.count().fetch_sub(1, SeqCst);
+        self.lane.ease();
     }
 }
 

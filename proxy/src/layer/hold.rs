@@ -16,8 +16,12 @@ use tower::{Layer, Service};
 use super::breaker::Breakers;
 use crate::config;
 use crate::exchange::{Fault, Request, Response, Trail, Unavailable};
+use crate::logic::pace::Pace;
 use crate::metrics::local::ServiceNumbers;
 use crate::steer::{Admission, Class, Held, Lane, Ticket, View};
+
+/// A waiting request that nothing has woken looks again after this long whether it may go.
+const PACE_LOOK: Duration = Duration::from_millis(50);
 
 /// A request that may go to a node.
 #[derive(Debug)]
@@ -35,6 +39,7 @@ pub struct Desk {
     limits: config::Hold,
     breakers: Arc<Breakers>,
     numbers: Rc<ServiceNumbers>,
+    pace: Pace,
 }
 
 /// What a request that is tried again has to wait for.
@@ -49,7 +54,7 @@ pub enum Until {
 impl Desk {
     /// One worker's desk.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         lane: Rc<Lane>,
         limits: config::Hold,
         breakers: Arc<Breakers>,
@@ -60,6 +65,7 @@ impl Desk {
             limits,
             breakers,
             numbers,
+            pace: Pace::default(),
         }
     }
 
@@ -193,9 +199,21 @@ impl Seat<'_> {
     /// # Errors
     /// None did in time.
     pub async fn admit(&self, class: Class, former: u64) -> Result<Ticket, Fault> {
-        let mut changes = self.desk.lane.steering().changes();
+        let lane = &self.desk.lane;
+        let mut changes = lane.steering().changes();
         loop {
-            match self.desk.lane.admit(class) {
+            let view = lane.current();
+            if view.taker(class).is_some()
+                && !self.desk.pace.admits(view.turn, lane.pulse(), clock::now())
+            {
+                tokio::select! {
+                    _ = changes.changed() => (),
+                    () = lane.eased() => (),
+                    () = clock::sleep(PACE_LOOK) => (),
+                }
+                continue;
+            }
+            match lane.admit(class) {
                 Admission::Go(ticket) => return Ok(self.desk.hopeful(ticket, former)),
                 Admission::Hold { view } => {
                     if clock::now() >= self.until {
