@@ -1,5 +1,6 @@
 //! The arbiter's orders: decided by `logic::station`, put on disk, and only then in force.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::api::{Follow, Lead, Led, Refusal, Refused, Seal, Sealed};
@@ -20,7 +21,44 @@ impl Node {
     ///
     /// # Errors
     /// The order is out of date, or cannot be remembered.
-    pub async fn seal(&self, order: Seal) -> Result<Sealed, Refusal> {
+    pub async fn seal(self: &Arc<Self>, order: Seal) -> Result<Sealed, Refusal> {
+        self.to_its_end(|node| async move { node.obey_seal(order).await })
+            .await
+    }
+
+    /// Takes writes in the order's epoch.
+    ///
+    /// # Errors
+    /// The order is out of date, this node lacks what it must have, or a source cannot lead.
+    pub async fn lead(self: &Arc<Self>, order: Lead) -> Result<Led, Refusal> {
+        self.to_its_end(|node| async move { node.obey_lead(order).await })
+            .await
+    }
+
+    /// Follows the order's primary.
+    ///
+    /// # Errors
+    /// The order is out of date, or cannot be remembered.
+    pub async fn follow(self: &Arc<Self>, order: Follow) -> Result<Led, Refusal> {
+        self.to_its_end(|node| async move { node.obey_follow(order).await })
+            .await
+    }
+
+    /// An order whose caller hangs up is carried out all the same: half of one, on disk but not in force, would be contradicted
+    /// by the next.
+    async fn to_its_end<T, F>(
+        self: &Arc<Self>,
+        obey: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Refusal>> + Send + 'static,
+    {
+        let obeyed = tokio::spawn(obey(Arc::clone(self))).await;
+        obeyed.unwrap_or_else(|error| Err(self.refuse(Refused::Failed, error.to_string())))
+    }
+
+    async fn obey_seal(&self, order: Seal) -> Result<Sealed, Refusal> {
         let _one = self.orders.lock().await;
         let decision = self.inner().station.handle_seal(order.cluster, order.epoch);
         let decision = decision.map_err(|why| self.refusal(why))?;
@@ -60,11 +98,7 @@ impl Node {
         }
     }
 
-    /// Takes writes in the order's epoch.
-    ///
-    /// # Errors
-    /// The order is out of date, this node lacks what it must have, or a source cannot lead.
-    pub async fn lead(&self, order: Lead) -> Result<Led, Refusal> {
+    async fn obey_lead(&self, order: Lead) -> Result<Led, Refusal> {
         let _one = self.orders.lock().await;
         let decision = self
             .inner()
@@ -117,11 +151,7 @@ impl Node {
         })
     }
 
-    /// Follows the order's primary.
-    ///
-    /// # Errors
-    /// The order is out of date, or cannot be remembered.
-    pub async fn follow(&self, order: Follow) -> Result<Led, Refusal> {
+    async fn obey_follow(&self, order: Follow) -> Result<Led, Refusal> {
         let _one = self.orders.lock().await;
         let decision = self
             .inner()
@@ -197,5 +227,61 @@ impl Node {
         if let Some(command) = command {
             hook::run(&command, &self.name, epoch, role, self.hooks.timeout).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::station::Held;
+    use crate::metrics::Metrics;
+    use crate::store::Store;
+    use shared::model::ClusterId;
+    use std::fs;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    fn node(name: &str) -> Arc<Node> {
+        let folder =
+            std::env::temp_dir().join(format!("syncd-orders-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("syncd.toml");
+        let text = format!(
+            "node = \"a\"\nlisten = \"127.0.0.1:7001\"\nstate_dir = \"{0}/state\"\n\
+             [[source]]\nname = \"db\"\nkind = \"sqlite\"\npath = \"{0}/app.db\"\n",
+            folder.display()
+        );
+        fs::write(&file, text).unwrap();
+        let settings = crate::config::load(&file).unwrap();
+        let store = Store::new(folder.join("state"));
+        let metrics = Metrics::register(&shared::metrics::Registry::new());
+        Node::new(&settings, Held::default(), store, Vec::new(), metrics)
+    }
+
+    fn seal(epoch: u64) -> Seal {
+        Seal {
+            cluster: ClusterId(7),
+            epoch: Epoch(epoch),
+            within_ms: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_whose_caller_hangs_up_is_obeyed_before_the_next() {
+        let node = node("hung-up");
+        {
+            let mut order = pin!(node.seal(seal(5)));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(order.as_mut().poll(&mut context).is_pending());
+        }
+        let mut standings = node.standings();
+        let obeyed = standings.wait_for(|(epoch, _)| *epoch == Epoch(5));
+        tokio::time::timeout(Duration::from_secs(20), obeyed)
+            .await
+            .unwrap()
+            .unwrap();
+        node.seal(seal(6)).await.unwrap();
+        let held = node.store.load_held("a").unwrap();
+        assert_eq!((held.epoch, node.held().epoch), (Epoch(6), Epoch(6)));
     }
 }

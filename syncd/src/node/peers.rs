@@ -1,6 +1,7 @@
 //! Standbys as their primary sees them: who has a session for which source, and how far each one is.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use shared::api::{Peer, Refusal, Seal};
 use shared::model::{ClusterId, Epoch, Lag, Position, Positions};
@@ -27,7 +28,11 @@ impl Node {
     ///
     /// # Errors
     /// As [`Node::seal`].
-    pub async fn seal_by_greeting(&self, cluster: ClusterId, epoch: Epoch) -> Result<(), Refusal> {
+    pub async fn seal_by_greeting(
+        self: &Arc<Self>,
+        cluster: ClusterId,
+        epoch: Epoch,
+    ) -> Result<(), Refusal> {
         self.seal(Seal {
             cluster,
             epoch,

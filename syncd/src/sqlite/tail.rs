@@ -34,6 +34,9 @@ use crate::wire::increment::{Increment, PART_LIMIT};
 const BUSY_EVERY: Duration = Duration::from_micros(500);
 /// After a commit, more are expected for this long.
 const BUSY_FOR: Duration = Duration::from_millis(30);
+/// Between a commit's frames and the header that makes them count lies, with `synchronous=FULL`, a sync to disk, and the header
+/// is written without a sign. So long is it expected after frames were seen to be written.
+const COMMIT_WITHIN: Duration = Duration::from_secs(1);
 /// A write to the log is noticed before its commit is published; until then, look this often.
 const EAGER_EVERY: Duration = Duration::from_micros(50);
 const EAGER_FOR: Duration = Duration::from_millis(2);
@@ -159,7 +162,9 @@ impl Tail {
             return Ok(());
         }
         if self.watch.sleep(&kick, most) == Woken::Written {
-            self.eager_until = clock::now() + EAGER_FOR;
+            let now = clock::now();
+            self.eager_until = now + EAGER_FOR;
+            self.busy_until = now + COMMIT_WITHIN;
         }
         Ok(())
     }
