@@ -58,7 +58,11 @@ impl Ask {
 /// What a node answers, and to what.
 fn input(number: u64) -> (Ask, Vec<u8>, bool) {
     let mut rng = Rng::with_seed(SEED + number);
-    let ask = [Ask::New, Ask::New, Ask::New, Ask::Old, Ask::Head][rng.usize(..5)];
+    let ask = match rng.u8(..12) {
+        0 => Ask::Head,
+        1 | 2 => Ask::Old,
+        _ => Ask::New,
+    };
     let mut text = script(&mut rng, ask);
     let pure = rng.u8(..4) == 0;
     if !pure {
