@@ -353,6 +353,16 @@ fn too_far_behind(machine: &Failover, primary: NodeId, node: NodeId) -> Option<S
     }
 }
 
+/// What a node lacks that was sealed although the primary's last position did not come, while that primary can be heard.
+fn lacking(machine: &Failover, node: NodeId) -> Option<String> {
+    if machine.rules.acks() > 0 {
+        return Some("it is not in sync, and the primary's end is not known".to_owned());
+    }
+    let primary = machine.record.primary?;
+    too_far_behind(machine, primary, node)
+        .or_else(|| Some("the primary's end is not known".to_owned()))
+}
+
 fn too_far(machine: &Failover, fit: &[NodeId]) -> Refusal {
     let label = if machine.rules.acks() > 0 {
         "not-in-sync"
@@ -363,7 +373,7 @@ fn too_far(machine: &Failover, fit: &[NodeId]) -> Refusal {
         Some(format!(
             "{}: {}",
             machine.name(*node),
-            unplausible(machine, *node)?
+            unplausible(machine, *node).or_else(|| lacking(machine, *node))?
         ))
     });
     let why: Vec<_> = why.collect();

@@ -155,9 +155,11 @@ impl Failover {
             )));
         }
         let unread = |(_, at): &(NodeId, &Standing)| at.cluster.is_none() && at.content.is_none();
-        if let Some((node, _)) = self.standings().find(unread) {
+        if let Some((node, standing)) = self.standings().find(unread) {
+            let why = standing.unfit.as_ref();
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
             return Err(Open::Waiting(format!(
-                "waiting for the syncd of {} to read its data",
+                "waiting for the syncd of {} to read its data{why}",
                 self.name(node)
             )));
         }
