@@ -82,7 +82,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
     let settings = load(path)?;
     telemetry::start(settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()?;
     runtime

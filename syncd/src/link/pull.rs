@@ -13,7 +13,7 @@ use shared::rng::Rng;
 use tokio::sync::watch;
 
 use super::frames::{Hearing, LinkError, Speaking, frames};
-use super::{GREETING_WITHIN, SILENCE_MOST};
+use super::{GREETING_WITHIN, HEARTBEAT_EVERY, SILENCE_MOST};
 use crate::logic::station::Standing;
 use crate::node::Node;
 use crate::replica::{Claim, Replica, Resync, Turn};
@@ -342,6 +342,9 @@ impl Session<'_> {
     }
 }
 
+/// A change of what is applied alone is told at most this often.
+const APPLIED_PACE: Duration = Duration::from_millis(10);
+
 /// Increments come, acknowledgements go.
 struct Streaming<'a, 'b> {
     session: &'a mut Session<'b>,
@@ -363,14 +366,26 @@ impl Streaming<'_, '_> {
         let replica = self.session.replica;
         let (mut boards, mut spool) = (replica.boards(), replica.spooled());
         spool.borrow_and_update();
-        let mut told = None;
+        let mut told: Option<Ack> = None;
+        let mut told_at = clock::now();
         loop {
             let ack = self.ack(&mut boards);
-            if told != Some(ack) {
-                told = Some(ack);
+            // Nobody waits for what is applied; it goes with the next word about what is durable, or soon by itself.
+            let may_wait = told.is_some_and(|told| told.durable == ack.durable);
+            let owed = told_at
+                + if may_wait {
+                    APPLIED_PACE
+                } else {
+                    Duration::ZERO
+                };
+            let owes = told != Some(ack);
+            if owes && clock::now() >= owed {
+                (told, told_at) = (Some(ack), clock::now());
                 speaking.say(&Message::Ack(ack)).await.map_err(words)?;
+                continue;
             }
             tokio::select! {
+                () = clock::sleep_until(owed), if owes => (),
                 changed = spool.changed() => {
                     changed.map_err(|_| "the spool has ended".to_owned())?;
                     self.spooled = spool.borrow_and_update().clone()?;
@@ -381,8 +396,9 @@ impl Streaming<'_, '_> {
                 heard = tokio::time::timeout(SILENCE_MOST, hearing.next()) => {
                     let first = heard.map_err(|_| format!("{} fell silent", self.session.target.primary))?.map_err(words)?;
                     match self.take(first, hearing).await {
-                        Ok(true) => told = None,
-                        Ok(false) => (),
+                        // A sign of life is asked for; any word is one.
+                        Ok(true) if clock::now() >= told_at + HEARTBEAT_EVERY / 2 => told = None,
+                        Ok(_) => (),
                         Err(why) => {
                             self.note_last_progress(&mut spool).await;
                             return Err(why);

@@ -337,11 +337,15 @@ impl<S: AsyncRead + AsyncWrite> Session<S> {
         let mut told = None;
         loop {
             boards.borrow_and_update();
-            while self.send_increments(&mut reader).await? {}
+            while self.add_increments(&mut reader)? {
+                self.send().await?;
+            }
+            // In one piece with what came before it, so that the follower is woken once.
             let heartbeat = self.heartbeat();
             if told != Some((heartbeat.ended, reader.position())) {
                 told = Some((heartbeat.ended, reader.position()));
-                self.speaking.say(&Message::Heartbeat(heartbeat)).await?;
+                self.speaking.add(&Message::Heartbeat(heartbeat));
+                self.send().await?;
             }
             tokio::select! {
                 changed = boards.changed() => changed.map_err(|_| self.later("the program is ending"))?,
@@ -362,8 +366,8 @@ impl<S: AsyncRead + AsyncWrite> Session<S> {
         }
     }
 
-    /// Sends a piece of what the log has; true if there is more at once.
-    async fn send_increments(&mut self, reader: &mut Reader) -> Result<bool, End> {
+    /// Gets a piece of what the log has ready to be sent; true if there is more.
+    fn add_increments(&mut self, reader: &mut Reader) -> Result<bool, End> {
         let mut waiting = 0;
         while waiting < FLUSH_BYTES {
             match reader.poll() {
@@ -378,12 +382,13 @@ impl<S: AsyncRead + AsyncWrite> Session<S> {
                 }
             }
         }
-        if waiting == 0 {
-            return Ok(false);
-        }
+        Ok(waiting >= FLUSH_BYTES)
+    }
+
+    async fn send(&mut self) -> Result<(), End> {
         let bytes = self.speaking.flush().await?;
         self.replica.metrics().sent(bytes);
-        Ok(waiting >= FLUSH_BYTES)
+        Ok(())
     }
 
     fn handle(&self, message: &Message, pin: &Pin) -> Result<(), End> {

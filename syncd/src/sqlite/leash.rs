@@ -42,6 +42,8 @@ struct Turns {
 #[derive(Debug, Default)]
 struct View {
     captured: Option<At>,
+    /// Somebody waits for more to be captured. Waking nobody is a system call, too.
+    is_awaited: bool,
     backfilled: Option<At>,
     reset_wanted: bool,
     applied: Option<Position>,
@@ -115,7 +117,9 @@ impl Leash {
         let mut view = self.view();
         if view.captured != at {
             view.captured = at;
-            self.advanced.notify_all();
+            if std::mem::take(&mut view.is_awaited) {
+                self.advanced.notify_all();
+            }
         }
     }
 
@@ -134,6 +138,7 @@ impl Leash {
             if left == Duration::ZERO {
                 return false;
             }
+            view.is_awaited = true;
             view = self
                 .advanced
                 .wait_timeout(view, left)

@@ -30,8 +30,8 @@ use super::wal::{FRAME_HEADER, Frame, Salts};
 use crate::wire::checksum::{lock_page, page_hash};
 use crate::wire::increment::{Increment, PART_LIMIT};
 
-/// While commits come, the wal-index is looked at this often.
-const BUSY_EVERY: Duration = Duration::from_micros(500);
+/// While commits come, the wal-index is looked at this often: at most so many batches a second, however many commits.
+const BUSY_EVERY: Duration = Duration::from_millis(5);
 /// After a commit, more are expected for this long.
 const BUSY_FOR: Duration = Duration::from_millis(30);
 /// Between a commit's frames and the header that makes them count lies, with `synchronous=FULL`, a sync to disk, and the header
@@ -40,6 +40,8 @@ const COMMIT_WITHIN: Duration = Duration::from_secs(1);
 /// A write to the log is noticed before its commit is published; until then, look this often.
 const EAGER_EVERY: Duration = Duration::from_micros(50);
 const EAGER_FOR: Duration = Duration::from_millis(2);
+/// Memory for bodies that is kept, in bytes.
+const BODIES: usize = 256 << 10;
 /// How often the log is looked at when the system does not let it be watched.
 const UNWATCHED_EVERY: Duration = Duration::from_millis(5);
 /// How often it is checked that the file at the path is still this one.
@@ -63,6 +65,8 @@ pub struct Tail {
     stretch: Stretch,
     large: Option<Large>,
     unsealed: u64,
+    /// Where bodies are put together, one after another in the same memory when nobody keeps them.
+    bodies: BytesMut,
     watch: Watch,
     busy_until: Instant,
     eager_until: Instant,
@@ -378,7 +382,8 @@ impl Tail {
         }
         newest.sort_unstable();
         let unsealed = self.chain.end_commit(last)?;
-        let mut body = BytesMut::with_capacity(newest.len() * (database.page_size() as usize + 4));
+        let mut body = std::mem::take(&mut self.bodies);
+        body.reserve(newest.len() * (database.page_size() as usize + 4));
         let mut sums = database.sums();
         let lock = lock_page(sums.page_size());
         let pre = sums.checksum();
@@ -402,7 +407,11 @@ impl Tail {
         let post = sums.checksum();
         drop(sums);
         self.finish(database, last, unsealed);
-        Ok(self.increment(database, pages, (pre, post), body.freeze()))
+        let whole = body.split().freeze();
+        if body.capacity() <= BODIES {
+            self.bodies = body;
+        }
+        Ok(self.increment(database, pages, (pre, post), whole))
     }
 
     fn next_part(&mut self, database: &mut Database) -> Result<Increment, CaptureError> {

@@ -5,12 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use shared::clock;
 use shared::model::Position;
 
 use super::frames::{Chain, Stretch};
 use super::large::Large;
-use super::{CaptureError, Continuity, Lost, Tail};
+use super::{BODIES, CaptureError, Continuity, Lost, Tail};
 use crate::sqlite::database::{Database, at};
 use crate::sqlite::failure::Failure;
 use crate::sqlite::heal::Healing;
@@ -87,6 +88,7 @@ fn begin(
         stretch: Stretch::default(),
         large: None,
         unsealed: 0,
+        bodies: BytesMut::with_capacity(BODIES),
         watch: Watch::new(),
         busy_until: now,
         eager_until: now,
