@@ -83,6 +83,36 @@ const COMMANDS: &[(Program, &str, i32, &[&str])] = &[
         0,
         &["ms"],
     ),
+    (
+        Program::Hotwarm,
+        "drain shop a --admin ADMIN",
+        0,
+        &["a gets no requests"],
+    ),
+    (
+        Program::Hotwarm,
+        "status shop --admin ADMIN",
+        0,
+        &["draining"],
+    ),
+    (
+        Program::Hotwarm,
+        "switchover shop --to a --admin ADMIN",
+        1,
+        &["hotwarm undrain shop a"],
+    ),
+    (
+        Program::Hotwarm,
+        "undrain shop a --admin ADMIN",
+        0,
+        &["a may be promoted"],
+    ),
+    (
+        Program::Hotwarm,
+        "drain shop nobody --admin ADMIN",
+        1,
+        &["nobody"],
+    ),
     (Program::Syncd, "status --url DOOR", 0, &["primary"]),
     (
         Program::Syncd,
