@@ -13,8 +13,8 @@ use crate::trouble::Trouble;
 /// The environment variable that marks a rehearsal's processes.
 pub const MARK: &str = "HOTWARM_REHEARSAL";
 
-/// Waits for end of input; then kills, again and again until nobody is left (at most 100 times, 2 s); then removes the folder,
-/// unless we said that we are done: then the folder is ours to remove, or to keep for somebody to look at.
+/// Waits for end of input; then kills, again and again until nobody is left (at most 100 times, 2 s); then removes the
+/// folders, unless we said that we are done: then they are ours to remove, or to keep for somebody to look at.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 said=$(cat)
@@ -26,7 +26,8 @@ while [ $round -lt 100 ]; do
     sleep 0.02
     round=$((round + 1))
 done
-[ "$said" = done ] || [ -z "$3" ] || rm -rf "$3"
+shift 2
+[ "$said" = done ] || rm -rf "$@"
 "#;
 
 /// Clears up when dropped, and also when this process ends in any other way.
@@ -37,13 +38,13 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Begins to watch. `folder`, if given, is removed should this process end without dropping the guard.
+    /// Begins to watch. The folders are removed should this process end without dropping the guard.
     ///
     /// # Errors
     /// The shell cannot be started.
-    pub fn new(folder: Option<&Path>) -> Result<Self, Trouble> {
+    pub fn new(folders: &[&Path]) -> Result<Self, Trouble> {
         let mark = format!("{}-{:x}", std::process::id(), shared::clock::unix_nanos());
-        let shell = start(&mark, folder).map_err(Trouble::system("start the guard"))?;
+        let shell = start(&mark, folders).map_err(Trouble::system("start the guard"))?;
         Ok(Self { mark, shell })
     }
 
@@ -55,11 +56,11 @@ impl Guard {
 }
 
 /// The shell must not carry the mark itself, and sits in a process group of its own so that Ctrl-C does not reach it.
-fn start(mark: &str, folder: Option<&Path>) -> io::Result<Child> {
+fn start(mark: &str, folders: &[&Path]) -> io::Result<Child> {
     use std::os::unix::process::CommandExt;
     Command::new("/bin/sh")
         .args(["-c", SCRIPT, "guard", MARK, mark])
-        .arg(folder.unwrap_or_else(|| Path::new("")))
+        .args(folders)
         .env_remove(MARK)
         .current_dir("/")
         .stdin(Stdio::piped())

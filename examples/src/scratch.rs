@@ -19,9 +19,23 @@ impl Scratch {
     /// # Errors
     /// The system does not let us.
     pub fn new(name: &str) -> Result<Self, Trouble> {
+        Self::under(&std::env::temp_dir(), name)
+    }
+
+    /// One that takes up no disk, where the system has such a place.
+    ///
+    /// # Errors
+    /// The system does not let us.
+    pub fn in_memory() -> Result<Self, Trouble> {
+        let shm = Path::new("/dev/shm");
+        let temporary = std::env::temp_dir();
+        Self::under(if shm.is_dir() { shm } else { &temporary }, "memory")
+    }
+
+    fn under(place: &Path, name: &str) -> Result<Self, Trouble> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!(
+        let path = place.join(format!(
             "hotwarm-{name}-{}-{:x}-{count}",
             std::process::id(),
             shared::clock::unix_nanos()

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct Stack {
     syncds: [Syncd; 2],
     guard: Guard,
     scratch: Scratch,
+    /// The folder of a node that shall not share the other's disk.
+    _elsewhere: Option<Scratch>,
 }
 
 impl Stack {
@@ -60,7 +63,14 @@ impl Stack {
     pub fn new(shape: Shape) -> Result<Self, Trouble> {
         let programs = Programs::find()?;
         let scratch = Scratch::new("stack")?;
-        let guard = Guard::new(Some(scratch.path()))?;
+        let elsewhere = shape.in_memory.map(|_| Scratch::in_memory()).transpose()?;
+        let folders = elsewhere.iter().chain([&scratch]).map(Scratch::path);
+        let guard = Guard::new(&folders.collect::<Vec<_>>())?;
+        if let (Some(elsewhere), Some(side)) = (&elsewhere, shape.in_memory) {
+            let link = scratch.path().join(side.name());
+            symlink(elsewhere.path(), &link)
+                .map_err(Trouble::system(format!("make {}", link.display())))?;
+        }
         let base_port = match shape.base_port {
             Some(port) => port,
             None => ports::free(PORTS)?,
@@ -84,6 +94,7 @@ impl Stack {
             base_port,
             guard,
             scratch,
+            _elsewhere: elsewhere,
         })
     }
 

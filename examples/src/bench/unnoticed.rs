@@ -113,6 +113,8 @@ async fn with_syncd(options: Options, report: &mut Report) -> Result<Seen, Troub
 fn shape(options: Options) -> Shape {
     Shape {
         apart: options.apart,
+        // The standby's syncs would compete with the application's on a disk that is not its own.
+        in_memory: Some(Side::B),
         ..Shape::new(Durability::Async)
     }
 }

@@ -250,7 +250,7 @@ const CASES: &[Case] = &[
 pub fn run(mut tell: impl FnMut(&str)) -> Result<Report, Trouble> {
     let mut report = Report::new("bad input", 0);
     let programs = Programs::find()?;
-    let guard = Guard::new(None)?;
+    let guard = Guard::new(&[])?;
     for case in CASES {
         let scratch = Scratch::new("bad-input")?;
         let surroundings = Surroundings {

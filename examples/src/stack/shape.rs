@@ -59,6 +59,8 @@ pub struct Shape {
     pub small_disk: Option<Side>,
     /// Whether node A runs on CPU 0, so that with everything else kept off it, it is as if on another machine.
     pub apart: bool,
+    /// The node whose files are kept in memory, so that the other has the disk to itself.
+    pub in_memory: Option<Side>,
     /// What differs from the defaults of `hotwarm.toml`: table within the service, key, value as TOML.
     pub settings: Vec<(&'static str, &'static str, String)>,
 }
@@ -75,6 +77,7 @@ impl Shape {
             wire: None,
             small_disk: None,
             apart: false,
+            in_memory: None,
             settings: Vec::new(),
         }
     }

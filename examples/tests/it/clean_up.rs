@@ -65,7 +65,7 @@ fn killing_a_group_takes_all_that_it_started() {
 #[test]
 fn the_guard_finds_also_what_left_its_group_and_shuns_signals() {
     let scratch = Scratch::new("guard").unwrap();
-    let guard = Guard::new(None).unwrap();
+    let guard = Guard::new(&[]).unwrap();
     let runaway = scratch.path().join("runaway");
     let script =
         "setsid sh -c 'trap \"\" TERM INT HUP; echo $$ > runaway; exec sleep 1000' & exit 0";
@@ -85,7 +85,7 @@ fn the_guard_finds_also_what_left_its_group_and_shuns_signals() {
 fn the_folder_outlives_a_guard_that_was_told_that_all_is_done() {
     let scratch = Scratch::new("folder").unwrap();
     let path = scratch.path().to_owned();
-    drop(Guard::new(Some(&path)).unwrap());
+    drop(Guard::new(&[&path]).unwrap());
     assert!(path.exists());
     drop(scratch);
     assert!(!path.exists());
