@@ -165,6 +165,9 @@ impl Tail {
         if self.is_behind(database)? {
             return Ok(());
         }
+        // A commit whose frames were written just before the watch was armed is still being synced: the shorter the quiet, the
+        // sooner it is looked at again.
+        let most = most.min(BUSY_EVERY + now.saturating_duration_since(self.busy_until));
         if self.watch.sleep(&kick, most) == Woken::Written {
             let now = clock::now();
             self.eager_until = now + EAGER_FOR;
