@@ -26,6 +26,7 @@ use crate::logic::breaker::BreakerLimits;
 use crate::logic::health::{Patience, Statuses};
 use crate::logic::network::Network;
 use crate::logic::route::HostPattern;
+use crate::tls::Loaded;
 
 /// Reads and checks `path`.
 ///
@@ -86,6 +87,8 @@ pub struct Admin {
 pub struct Listener {
     /// Its address.
     pub bind: SocketAddr,
+    /// Its certificates, the default first; none if connections are not encrypted.
+    pub tls: Vec<Loaded>,
     /// What one client, and all together, may take.
     pub limits: Limits,
 }

@@ -14,5 +14,6 @@ pub mod metrics;
 pub mod server;
 pub mod stack;
 pub mod steer;
+pub mod tls;
 pub mod upstream;
 pub mod worker;

@@ -1,4 +1,4 @@
-//! Towards clients: accept, one task per connection, drain.
+//! Towards clients: accept, shake hands if the connection is encrypted, one task per connection, drain.
 //!
 //! HTTP/1.1 is spoken by a codec of our own, for two reasons: what can be read in two ways is refused where it is read (both
 //! framings at once, say, which a library has resolved before we see it), and fields that nobody looks at are passed on as
@@ -8,6 +8,7 @@
 //! does not come is noticed where it is read, see `exchange::Replay`.)
 
 mod connection;
+mod handshake;
 mod head;
 mod line;
 mod outgoing;
@@ -32,9 +33,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 pub use self::connection::Serves;
-use self::line::Line;
+pub use self::handshake::Failures;
+use self::line::{Carrier, Line};
 pub use self::outgoing::Dates;
 use crate::config::Limits;
 use crate::exchange::Deadlines;
@@ -64,6 +67,10 @@ pub struct Front<S> {
     pub dates: Dates,
     /// The worker's connections and whether they shall end.
     pub house: Rc<House>,
+    /// What encrypts the connections, if anything does.
+    pub tls: Option<TlsAcceptor>,
+    /// Handshakes that failed.
+    pub failures: Failures,
 }
 
 impl<S> fmt::Debug for Front<S> {
@@ -182,27 +189,46 @@ fn is_momentary(error: &std::io::Error) -> bool {
 fn receive<S: Serves>(stream: TcpStream, peer: SocketAddr, front: &Rc<Front<S>>) {
     let (guest, others) = Guest::enter(front);
     if others < front.limits.max_connections {
-        spawn_local(connection::serve(
-            stream,
-            peer.ip(),
-            Rc::clone(front),
-            guest,
-        ));
+        let ours = Rc::clone(front);
+        match &front.tls {
+            None => drop(spawn_local(connection::serve(
+                stream,
+                peer.ip(),
+                ours,
+                guest,
+            ))),
+            Some(acceptor) => {
+                let acceptor = acceptor.clone();
+                spawn_local(async move {
+                    // On the heap, so that an established connection does not carry the size of a handshake.
+                    let shaken = Box::pin(handshake::shake(stream, peer, &acceptor, &ours)).await;
+                    if let Some(stream) = shaken {
+                        connection::serve(stream, peer.ip(), ours, guest).await;
+                    }
+                });
+            }
+        }
         return;
     }
-    let house = &front.house;
-    if house.polite.get() < POLITE_MOST {
-        house.polite.set(house.polite.get() + 1);
-        let (house, words) = (Rc::clone(house), front.too_many.clone());
+    if front.house.polite.get() < POLITE_MOST {
+        front.house.polite.set(front.house.polite.get() + 1);
+        let front = Rc::clone(front);
         spawn_local(async move {
-            turn_away(stream, &words).await;
-            house.polite.set(house.polite.get() - 1);
+            match &front.tls {
+                None => turn_away(stream, &front.too_many).await,
+                Some(acceptor) => {
+                    if let Ok(Ok(stream)) = timeout(LINGER, acceptor.accept(stream)).await {
+                        turn_away(stream, &front.too_many).await;
+                    }
+                }
+            }
+            front.house.polite.set(front.house.polite.get() - 1);
             drop(guest);
         });
     }
 }
 
-async fn turn_away(mut stream: TcpStream, words: &[u8]) {
+async fn turn_away<T: Carrier>(mut stream: T, words: &[u8]) {
     // Whoever does not take the words is gone without them.
     if timeout(LINGER, stream.write_all(words)).await.is_ok() {
         linger(&Line::new(stream)).await;
@@ -210,7 +236,7 @@ async fn turn_away(mut stream: TcpStream, words: &[u8]) {
 }
 
 /// Ends a connection whose client may still be sending: closing it at once would destroy the response on its way.
-async fn linger(line: &Line<TcpStream>) {
+async fn linger<T: Carrier>(line: &Line<T>) {
     let mut left = LINGER_BYTES;
     let _ = timeout(
         LINGER,

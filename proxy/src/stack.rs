@@ -273,7 +273,7 @@ fn pools(plan: &Plan<'_>, service: &config::Service) -> Pools {
 
 fn barriers(plan: &Plan<'_>, service: &config::Service) -> (Rc<Barriers>, Vec<Rc<Pool>>) {
     let within = service.failover.ack_timeout;
-    let ourselves = Peer::new([127, 0, 0, 1].into(), within);
+    let ourselves = Peer::new([127, 0, 0, 1].into(), "http", within);
     let mut pools = Vec::new();
     let mut doors = Vec::new();
     for node in &service.nodes {

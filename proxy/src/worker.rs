@@ -20,6 +20,7 @@ use thiserror::Error;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::spawn_local;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_rustls::TlsAcceptor;
 
 use crate::config::{self, Limits, Settings};
 use crate::exchange::{Deadlines, Fault, TICK, Unavailable};
@@ -29,9 +30,10 @@ use crate::layer::rescue;
 use crate::logic::NodeId;
 use crate::logic::breaker::Phase;
 use crate::metrics::Metrics;
-use crate::server::{Dates, Front, House, accept};
+use crate::server::{Dates, Failures, Front, House, accept};
 use crate::stack::{self, Built, Plan, Shared, Stack, Upkeep};
 use crate::steer::Steering;
+use crate::tls;
 
 /// Connections that may wait to be accepted, for each worker.
 const BACKLOG: i32 = 4096;
@@ -96,6 +98,9 @@ pub enum StartError {
         /// What to do.
         advice: &'static str,
     },
+    /// A listener cannot offer TLS.
+    #[error(transparent)]
+    Tls(#[from] tls::SetUpError),
     /// A worker cannot run.
     #[error("start a worker: {0}")]
     Worker(#[source] io::Error),
@@ -142,6 +147,10 @@ pub fn start(
     for listener in &settings.listeners {
         let (address, bound) = bind_all(listener.bind, lanes)?;
         addresses.push(address);
+        let tls = match &*listener.tls {
+            [] => None,
+            certificates => Some(TlsAcceptor::from(tls::offer(certificates.to_vec())?)),
+        };
         let connected = Arc::new(AtomicUsize::new(0));
         for (socket, lane) in bound.into_iter().zip(&mut sockets) {
             lane.push(Door {
@@ -149,6 +158,7 @@ pub fn start(
                 shown: address.to_string(),
                 limits: listener.limits,
                 connected: Arc::clone(&connected),
+                tls: tls.clone(),
             });
         }
     }
@@ -188,6 +198,7 @@ struct Door {
     shown: String,
     limits: Limits,
     connected: Arc<AtomicUsize>,
+    tls: Option<TlsAcceptor>,
 }
 
 /// One socket per lane on the same address.
@@ -340,6 +351,8 @@ fn open(
             too_many: too_many.clone(),
             dates: Dates::default(),
             house: Rc::clone(house),
+            tls: door.tls,
+            failures: Failures::default(),
         };
         spawn_local(accept(listener, Rc::new(front)));
         shown.push(Shown {

@@ -12,7 +12,8 @@ const PROXY: &[(&str, &[&str])] = &[
     ("exchange", &["logic"]),
     ("metrics", &["logic"]),
     ("steer", &["logic"]),
-    ("config", &["logic"]),
+    ("tls", &[]),
+    ("config", &["logic", "tls"]),
     (
         "layer",
         &["logic", "exchange", "metrics", "steer", "config"],
@@ -32,7 +33,7 @@ const PROXY: &[(&str, &[&str])] = &[
         "worker",
         &[
             "logic", "exchange", "layer", "upstream", "server", "stack", "metrics", "steer",
-            "config",
+            "config", "tls",
         ],
     ),
     ("arbiter", &["logic"]),

@@ -13,6 +13,7 @@ use shared::config::{ConfigError, Problems, Span};
 
 use super::file::{self, CoordinatorKind, File, ProxyProtocol};
 use super::{AccessLog, Admin, Limits, Listener, Settings};
+use crate::tls::{Loaded, Pair};
 
 mod service;
 
@@ -24,6 +25,8 @@ const HEADER_BYTES_LEAST: u64 = 8 << 10;
 const HEADER_BYTES_MOST: u64 = 1 << 20;
 /// A header map cannot hold more than 32768 names; far below that, no honest client sends more.
 const HEADERS_MOST: usize = 1000;
+/// All of them are looked through at every handshake.
+const CERTIFICATES_MOST: usize = 100;
 
 /// Checks `file`, relative paths starting from the folder of `path`.
 pub(super) fn settings(
@@ -231,16 +234,40 @@ impl Check {
                 self.note(&bind_key, format!("{bind} is listened on twice"));
             }
             seen.push(bind);
-            if !listener.tls.is_empty() {
-                self.not_built(&format!("{key}.tls"), "TLS");
-            }
             if listener.proxy_protocol == ProxyProtocol::Accept {
                 self.not_built(&format!("{key}.proxy_protocol"), "\"accept\"");
             }
             let limits = self.limits(&format!("{key}.limits"), &listener.limits);
-            checked.push(Listener { bind, limits });
+            let tls = self.certificates(&format!("{key}.tls"), &listener.tls);
+            checked.push(Listener { bind, tls, limits });
         }
         checked
+    }
+
+    fn certificates(&mut self, key: &str, certificates: &[file::Certificate]) -> Vec<Loaded> {
+        if certificates.len() > CERTIFICATES_MOST {
+            self.note(
+                key,
+                format!(
+                    "{} certificates are too many: at most {CERTIFICATES_MOST}; one with a wildcard is for many hosts",
+                    certificates.len()
+                ),
+            );
+            return Vec::new();
+        }
+        let mut loaded = Vec::new();
+        for (n, certificate) in certificates.iter().enumerate() {
+            let pair = Pair {
+                cert: self.path(&certificate.cert),
+                key: self.path(&certificate.key),
+            };
+            match Loaded::read(pair) {
+                Ok(one) => loaded.push(one),
+                Err(error) if error.is_about_key() => self.note(&format!("{key}.{n}.key"), error),
+                Err(error) => self.note(&format!("{key}.{n}.cert"), error),
+            }
+        }
+        loaded
     }
 
     fn limits(&mut self, key: &str, limits: &file::Limits) -> Limits {

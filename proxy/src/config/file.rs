@@ -99,9 +99,7 @@ pub(super) struct Listener {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Certificate {
-    #[expect(dead_code, reason = "TLS is not built yet; the form is already fixed")]
     pub(super) cert: PathBuf,
-    #[expect(dead_code, reason = "TLS is not built yet; the form is already fixed")]
     pub(super) key: PathBuf,
 }
 

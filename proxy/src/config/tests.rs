@@ -175,11 +175,6 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
             "service.0.mode",
         ),
         (
-            "tls            = []",
-            "tls = [{ cert = \"c\", key = \"k\" }]",
-            "listener.0.tls",
-        ),
-        (
             "\"off\"\nlimits",
             "\"accept\"\nlimits",
             "listener.0.proxy_protocol",
@@ -233,6 +228,61 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
             "{error}"
         );
         assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_refused_at_their_place() {
+    let folder = Folder::new("certificates");
+    fs::write(folder.0.join("token"), "secret").unwrap();
+    for name in ["one", "other"] {
+        let made = rcgen::generate_simple_self_signed(vec!["shop.test".to_owned()]).unwrap();
+        fs::write(folder.0.join(format!("{name}.pem")), made.cert.pem()).unwrap();
+        let key = made.signing_key.serialize_pem();
+        fs::write(folder.0.join(format!("{name}.key")), key).unwrap();
+    }
+    let load = |pairs: &[(&str, &str)]| {
+        let pair = |(cert, key): &(&str, &str)| format!("{{ cert = \"{cert}\", key = \"{key}\" }}");
+        let pairs: Vec<_> = pairs.iter().map(pair).collect();
+        let tls = format!("tls = [{}]", pairs.join(", "));
+        folder.load(&WHOLE.replacen("tls            = []", &tls, 1))
+    };
+    let (one, other) = (("one.pem", "one.key"), ("other.pem", "other.key"));
+    assert_eq!(load(&[one, other]).unwrap().listeners[0].tls.len(), 2);
+    for (pairs, faults) in [
+        (
+            vec![one, ("absent.pem", "one.key")],
+            vec![(
+                "hotwarm.toml:18:56: listener.0.tls.1.cert: read absent.pem: No such file",
+                "name a PEM file that hotwarm may read",
+            )],
+        ),
+        (
+            vec![("one.pem", "other.key"), ("other.key", "other.key")],
+            vec![
+                (
+                    ": listener.0.tls.0.key: the key in other.key does not fit the certificate in one.pem",
+                    "name the key that the certificate was made for",
+                ),
+                (
+                    ": listener.0.tls.1.cert: other.key holds no certificate",
+                    "it must be a PEM file",
+                ),
+            ],
+        ),
+        (
+            vec![one; 101],
+            vec![(
+                ": listener.0.tls: 101 certificates are too many",
+                "at most 100",
+            )],
+        ),
+    ] {
+        let error = load(&pairs).unwrap_err();
+        assert_eq!(error.lines().count(), faults.len(), "{error}");
+        for (line, (place, advice)) in error.lines().zip(faults) {
+            assert!(line.contains(place) && line.contains(advice), "{line}");
+        }
     }
 }
 

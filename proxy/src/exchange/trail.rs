@@ -78,6 +78,8 @@ pub struct Peer {
     pub ip: IpAddr,
     /// The same as text.
     pub shown: Box<str>,
+    /// What it speaks: `http`, or `https` if the connection is encrypted.
+    pub scheme: &'static str,
     /// How long it may pause within a body.
     pub body_idle: Duration,
 }
@@ -85,11 +87,12 @@ pub struct Peer {
 impl Peer {
     /// Writes the address down once.
     #[must_use]
-    pub fn new(ip: IpAddr, body_idle: Duration) -> Rc<Self> {
+    pub fn new(ip: IpAddr, scheme: &'static str, body_idle: Duration) -> Rc<Self> {
         let ip = ip.to_canonical();
         Rc::new(Self {
             ip,
             shown: ip.to_string().into(),
+            scheme,
             body_idle,
         })
     }
@@ -150,7 +153,7 @@ impl Trail {
 
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
-        let peer = Peer::new(IpAddr::from([127, 0, 0, 1]), Duration::from_secs(30));
+        let peer = Peer::new([127, 0, 0, 1].into(), "http", Duration::from_secs(30));
         Self::new(shared::clock::now(), peer)
     }
 

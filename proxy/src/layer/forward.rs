@@ -65,7 +65,7 @@ pub fn outbound(
         fields,
         FieldId::XForwardedProto,
         "X-Forwarded-Proto",
-        b"http",
+        trail.peer.scheme.as_bytes(),
         trusted,
     );
     say(
@@ -265,7 +265,7 @@ mod tests {
             .map(|(name, value)| format!("{name}: {value}\r\n"))
             .collect();
         let mut head = Head::for_test("GET", "/", &format!("host: shop\r\n{lines}"));
-        let peer = Peer::new(peer.parse().unwrap(), Duration::ZERO);
+        let peer = Peer::new(peer.parse().unwrap(), "http", Duration::ZERO);
         let trail = Trail::new(shared::clock::now(), peer);
         let rewritten = outbound(&mut head, &trail, &service(trusted), &mut Rng::with_seed(1));
         rewritten.unwrap();

@@ -6,17 +6,17 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Version};
 use shared::clock;
-use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::head::{self, Parsed, Refused};
-use super::line::Line;
+use super::line::{Carrier, Line};
 use super::outgoing::{Asked, Broken, Outgoing};
-use super::{Front, Guest, linger};
+use super::{Front, Guest, LINGER, linger};
 use crate::exchange::{Body, Deadline, Fault, Head, Peer, Request, Response, Trail};
 
 /// No request waits this long without a deadline of its own inside.
@@ -56,8 +56,10 @@ where
 enum After {
     /// Another, now or later.
     Again,
-    /// Nothing: the connection is closed.
+    /// Nothing: the connection is closed in good order.
     Close,
+    /// Nothing: the connection is dropped in the middle of something.
+    Abort,
     /// Nothing, but the client may still be sending, and must get to read the answer.
     Linger,
     /// Nothing, and the client must not take what it got for whole.
@@ -65,19 +67,21 @@ enum After {
 }
 
 /// One connection.
-struct Session<S> {
+struct Session<S, T> {
     front: Rc<Front<S>>,
-    line: Rc<Line<TcpStream>>,
+    line: Rc<Line<T>>,
     peer: Rc<Peer>,
     deadline: Deadline,
     out: Vec<u8>,
     /// Whether nothing has come yet.
     new: bool,
+    /// When it was found idle. Bytes that say nothing (a piece of a TLS record, say) do not make it busy.
+    idle_since: Option<Instant>,
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve<S: Serves>(
-    stream: TcpStream,
+pub(super) async fn serve<S: Serves, T: Carrier>(
+    stream: T,
     peer: IpAddr,
     front: Rc<Front<S>>,
     guest: Guest,
@@ -85,30 +89,34 @@ pub(super) async fn serve<S: Serves>(
     let limits = front.limits;
     let mut session = Session {
         line: Line::new(stream),
-        peer: Peer::new(peer, limits.body_idle_timeout),
+        peer: Peer::new(peer, T::SCHEME, limits.body_idle_timeout),
         deadline: front.deadlines.after(limits.header_timeout),
         front,
         out: Vec::new(),
         new: true,
+        idle_since: None,
     };
     let after = loop {
         // On the heap, so that an idle connection does not carry the size of a busy one.
         match Box::pin(session.work()).await {
             After::Again if session.rest().await => (),
             After::Again => break After::Close,
-            after @ (After::Close | After::Linger | After::Reset) => break after,
+            after @ (After::Close | After::Abort | After::Linger | After::Reset) => break after,
         }
     };
     session.end(after).await;
     drop(guest);
 }
 
-impl<S: Serves> Session<S> {
+impl<S: Serves, T: Carrier> Session<S, T> {
     /// Serves requests until the connection has been idle for a while or must end.
     async fn work(&mut self) -> After {
         loop {
             let after = match self.next().await {
-                Next::Request(parsed) => self.exchange(parsed).await,
+                Next::Request(parsed) => {
+                    self.idle_since = None;
+                    self.exchange(parsed).await
+                }
                 Next::Refused(refused) => self.refuse(refused).await,
                 Next::Idle => return After::Again,
                 Next::End => return After::Close,
@@ -123,14 +131,19 @@ impl<S: Serves> Session<S> {
     async fn rest(&mut self) -> bool {
         self.line.rest();
         self.out = Vec::new();
-        let idle = self.front.limits.idle_timeout;
-        self.deadline.move_to(idle.saturating_sub(REST_AFTER));
+        let (now, idle) = (clock::now(), self.front.limits.idle_timeout);
+        let again = self.idle_since.is_some();
+        let since = *self.idle_since.get_or_insert(now);
+        let left = idle.saturating_sub(REST_AFTER + now.duration_since(since));
+        if again && left.is_zero() {
+            return false;
+        }
+        self.deadline.move_to(left);
         poll_fn(|context| {
-            if self
+            let readable = self
                 .line
-                .with_io(|stream| stream.poll_read_ready(context))
-                .is_ready()
-            {
+                .with_socket(|socket| socket.poll_read_ready(context));
+            if readable.is_ready() {
                 return Poll::Ready(true);
             }
             if self.front.house.is_closing() || self.deadline.has_passed(context) {
@@ -240,7 +253,7 @@ impl<S: Serves> Session<S> {
         });
         match response.await {
             Some(response) => self.respond(response, asked).await,
-            None => After::Close,
+            None => After::Abort,
         }
     }
 
@@ -276,7 +289,8 @@ impl<S: Serves> Session<S> {
             Ok(()) if !self.line.has_body_ended() => After::Linger,
             Ok(()) if outgoing.persistent => After::Again,
             Ok(()) if last => After::Linger,
-            Ok(()) | Err(Broken::Client | Broken::Source { silent: false }) => After::Close,
+            Ok(()) => After::Close,
+            Err(Broken::Client | Broken::Source { silent: false }) => After::Abort,
             Err(Broken::Source { silent: true }) => After::Reset,
         }
     }
@@ -294,11 +308,16 @@ impl<S: Serves> Session<S> {
     async fn end(self, after: After) {
         let line = self.line;
         match after {
-            After::Again | After::Close => (),
+            After::Again | After::Close if T::SAYS_GOODBYE => {
+                let goodbye = poll_fn(|context| line.poll_shutdown(context));
+                // Whoever does not take it is gone without it.
+                let _ = timeout(LINGER, goodbye).await;
+            }
+            After::Again | After::Close | After::Abort => (),
             After::Linger => linger(&line).await,
-            After::Reset => line.with_io(|stream| {
+            After::Reset => line.with_socket(|socket| {
                 // Without it the client would see an orderly end.
-                let _ = socket2::SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+                let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
             }),
         }
     }

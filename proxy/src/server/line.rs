@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::exchange::decode::{Decoder, Framing, Malformed, Piece};
 use crate::exchange::{Body, Fault};
@@ -19,6 +21,35 @@ const READ_HEAD: usize = 4 << 10;
 const READ_BODY: usize = 64 << 10;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What a line runs over.
+pub(super) trait Carrier: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// What clients call it.
+    const SCHEME: &'static str;
+    /// Whether an orderly end is told by a message of its own. A connection that ends without it was cut off.
+    const SAYS_GOODBYE: bool;
+
+    /// The socket below.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Carrier for TcpStream {
+    const SCHEME: &'static str = "http";
+    const SAYS_GOODBYE: bool = false;
+
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Carrier for TlsStream<TcpStream> {
+    const SCHEME: &'static str = "https";
+    const SAYS_GOODBYE: bool = true;
+
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
 
 /// One client's line.
 #[derive(Debug)]
@@ -37,6 +68,8 @@ struct Inbound {
     decoder: Decoder,
     /// What is left to write of the word that the client waits for.
     word: &'static [u8],
+    /// Whether the word is written and may still be held back on its way.
+    unflushed: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
@@ -47,6 +80,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
             body: RefCell::new(Inbound {
                 decoder: Decoder::new(Framing::None),
                 word: b"",
+                unflushed: false,
             }),
             writes: Cell::new(0),
         })
@@ -96,13 +130,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
         }
     }
 
+    /// Shuts down the writing side.
+    pub(super) fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(context)
+    }
+
     /// Shuts down the writing side, then reads and forgets up to `most` bytes; ready at the end.
     pub(super) fn poll_linger(&self, left: &mut usize, context: &mut Context<'_>) -> Poll<()> {
-        let mut io = self.io.borrow_mut();
-        if ready!(Pin::new(&mut *io).poll_shutdown(context)).is_err() {
+        if ready!(self.poll_shutdown(context)).is_err() {
             return Poll::Ready(());
         }
-        drop(io);
         while *left > 0 {
             self.incoming.borrow_mut().clear();
             match ready!(self.poll_read(context, READ_HEAD)) {
@@ -156,10 +193,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
             *incoming = BytesMut::new();
         }
     }
+}
 
+impl<T: Carrier> Line<T> {
     /// Looks at the socket.
-    pub(super) fn with_io<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
-        look(&mut self.io.borrow_mut())
+    pub(super) fn with_socket<R>(&self, look: impl FnOnce(&TcpStream) -> R) -> R {
+        look(self.io.borrow().socket())
     }
 }
 
@@ -172,11 +211,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ClientBody<T> {
         loop {
             let word = self.0.body.borrow().word;
             if word.is_empty() {
+                if self.0.body.borrow().unflushed {
+                    ready!(self.0.poll_flush(context)).map_err(|_| Fault::BodyBroken)?;
+                    self.0.body.borrow_mut().unflushed = false;
+                }
                 return Poll::Ready(Ok(()));
             }
             let written = ready!(self.0.poll_write(context, word, b""));
             let written = written.map_err(|_| Fault::BodyBroken)?;
-            self.0.body.borrow_mut().word = word.get(written..).unwrap_or_default();
+            let mut body = self.0.body.borrow_mut();
+            body.word = word.get(written..).unwrap_or_default();
+            body.unflushed = true;
         }
     }
 

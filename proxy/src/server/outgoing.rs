@@ -71,6 +71,8 @@ pub(super) struct Outgoing<B> {
     at: usize,
     /// A large piece, behind the buffer.
     piece: Bytes,
+    /// Whether everything is handed over and the line has not yet passed it on.
+    flushing: bool,
     /// Whether the connection can go on after this.
     pub(super) persistent: bool,
 }
@@ -134,6 +136,7 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
             ending,
             at: 0,
             piece: Bytes::new(),
+            flushing: false,
             persistent,
         }
     }
@@ -157,11 +160,14 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
             if left == 0 && self.piece.is_empty() {
                 out.clear();
                 self.at = 0;
-                if !self.ended {
-                    return Poll::Pending;
-                }
-                let flushed = ready!(line.poll_flush(context));
-                return Poll::Ready(flushed.map_err(|_| Broken::Client));
+                // What is encrypted may still wait for room, also when the body's next piece is long in coming.
+                let flushed = line.poll_flush(context);
+                self.flushing = flushed.is_pending();
+                return match ready!(flushed) {
+                    Err(_) => Poll::Ready(Err(Broken::Client)),
+                    Ok(()) if self.ended => Poll::Ready(Ok(())),
+                    Ok(()) => Poll::Pending,
+                };
             }
             let written = ready!(line.poll_write(context, &out[self.at..], &self.piece));
             let Ok(written) = written else {
@@ -183,7 +189,7 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
 
     /// Whether something waits for the client to take it.
     pub(super) fn is_blocked(&self, out: &[u8]) -> bool {
-        out.len() > self.at || !self.piece.is_empty()
+        out.len() > self.at || !self.piece.is_empty() || self.flushing
     }
 
     /// Takes the next piece of the body.
@@ -289,6 +295,85 @@ fn imf_fixdate(second: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body::Frame;
+    use std::cell::Cell;
+    use std::io;
+    use std::pin::Pin;
+    use std::rc::Rc;
+    use std::task::Waker;
+    use tokio::io::ReadBuf;
+
+    /// Takes everything and passes nothing on.
+    #[derive(Debug, Default)]
+    struct Holding {
+        asked: Rc<Cell<u32>>,
+    }
+
+    impl AsyncRead for Holding {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.asked.set(self.asked.get() + 1);
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// A body that may have more to say, later.
+    struct Later(Option<Bytes>, bool);
+
+    impl HttpBody for Later {
+        type Data = Bytes;
+        type Error = Fault;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+            match self.0.take() {
+                Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+                None if self.1 => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_line_holds_back_is_pressed_for_and_counts_as_waiting_for_the_client() {
+        for ends in [true, false] {
+            let holding = Holding::default();
+            let asked = Rc::clone(&holding.asked);
+            let line = Line::new(holding);
+            let mut context = Context::from_waker(Waker::noop());
+            let body = Later(Some(Bytes::from_static(b"piece")), ends);
+            let response = Response::new(StatusCode::OK, body);
+            let asks = Asked::new(&Method::GET, Version::HTTP_11, true);
+            let mut out = Vec::new();
+            let mut outgoing = Outgoing::new(response, asks, &Dates::default(), &mut out);
+            assert!(outgoing.poll(&line, &mut out, &mut context).is_pending());
+            assert_eq!(asked.get(), 1);
+            assert!(outgoing.is_blocked(&out));
+        }
+    }
 
     #[test]
     fn dates_are_written_as_the_rfc_wants_them() {

@@ -122,8 +122,14 @@ impl Setup {
     }
 
     /// Adds keys to the listener's limits.
-    pub(crate) fn limits(mut self, limits: &str) -> Self {
-        self.listener = format!("limits = {{ {limits} }}");
+    pub(crate) fn limits(self, limits: &str) -> Self {
+        self.listener(&format!("limits = {{ {limits} }}"))
+    }
+
+    /// Adds keys to the listener, such as `tls = …`.
+    pub(crate) fn listener(mut self, keys: &str) -> Self {
+        self.listener.push_str(keys);
+        self.listener.push('\n');
         self
     }
 

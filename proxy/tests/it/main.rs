@@ -7,6 +7,7 @@
 
 mod breaking;
 mod draining;
+mod encryption;
 mod forwarding;
 mod gating;
 mod harness;

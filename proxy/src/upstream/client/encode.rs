@@ -70,7 +70,9 @@ fn way_here(out: &mut Vec<u8>, head: &Head, trail: &Trail) {
         out.extend_from_slice(b"\r\nX-Forwarded-Host: ");
         out.extend_from_slice(host);
     }
-    out.extend_from_slice(b"\r\nX-Forwarded-Proto: http\r\nVia: ");
+    out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
+    out.extend_from_slice(trail.peer.scheme.as_bytes());
+    out.extend_from_slice(b"\r\nVia: ");
     out.extend_from_slice(match head.version {
         Version::HTTP_10 => b"1.0",
         Version::HTTP_2 => b"2.0",
