@@ -1,5 +1,6 @@
 //! What nodes may answer, and what clients get of it.
 
+use std::io::{ErrorKind, Read};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -102,6 +103,20 @@ fn a_truncated_body_aborts_the_client_s_response_and_never_ends_it() {
             assert!(client.is_closed());
         }
     }
+}
+
+#[test]
+fn a_truncated_body_without_framing_is_reset() {
+    let node = Node::start(|_| {
+        let text = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+        Act::Last(text.as_bytes().to_vec())
+    });
+    let proxy = Setup::new(&[&node]).start();
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    let mut said = Vec::new();
+    let error = client.stream().read_to_end(&mut said).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{said:?}");
 }
 
 /// Told nothing: whoever waits for it is done at once.
@@ -249,11 +264,11 @@ fn an_early_refusal_reaches_a_client_that_is_still_sending() {
     let node = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut some = [0; 4096];
-        let _ = std::io::Read::read(&mut stream, &mut some).unwrap();
+        let _ = Read::read(&mut stream, &mut some).unwrap();
         let refusal = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno!";
         std::io::Write::write_all(&mut stream, refusal).unwrap();
         // Read on for a while, as a polite server does, until the proxy closes.
-        while std::io::Read::read(&mut stream, &mut some).is_ok_and(|read| read > 0) {}
+        while Read::read(&mut stream, &mut some).is_ok_and(|read| read > 0) {}
     });
     let mut client = proxy.client();
     client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000000\r\n\r\n");
@@ -291,7 +306,7 @@ fn streams_pass_piece_by_piece() {
     let mut read_until = |wanted: &str| {
         let mut piece = [0; 1024];
         while !String::from_utf8_lossy(&text).contains(wanted) {
-            let read = std::io::Read::read(&mut client.stream(), &mut piece).unwrap();
+            let read = Read::read(&mut client.stream(), &mut piece).unwrap();
             assert!(read > 0, "ended early");
             text.extend_from_slice(&piece[..read]);
         }
