@@ -202,14 +202,16 @@ impl Seat<'_> {
         let lane = &self.desk.lane;
         let mut changes = lane.steering().changes();
         loop {
-            let view = lane.current();
+            let (view, now) = (lane.current(), clock::now());
+            // Its time is up only while nobody takes it: somebody does, so at its end it goes at any pace.
             if view.taker(class).is_some()
-                && !self.desk.pace.admits(view.turn, lane.pulse(), clock::now())
+                && now < self.until
+                && !self.desk.pace.admits(view.turn, lane.pulse(), now)
             {
                 tokio::select! {
                     _ = changes.changed() => (),
                     () = lane.eased() => (),
-                    () = clock::sleep(PACE_LOOK) => (),
+                    () = clock::sleep_until(self.until.min(now + PACE_LOOK)) => (),
                 }
                 continue;
             }
