@@ -178,38 +178,33 @@ impl Steering {
     /// those that may write.
     #[must_use]
     pub fn in_flight(&self) -> (u64, u64) {
-        let sum = |count: fn(&Tally) -> &AtomicU64| {
-            self.tallies
-                .iter()
-                .map(|tally| count(tally).load(SeqCst))
-                .sum()
-        };
-        (sum(|tally| &tally.safe), sum(|tally| &tally.writes))
+        (
+            self.sum(|tally| &tally.safe),
+            self.sum(|tally| &tally.writes),
+        )
     }
 
     /// Responses to possibly writing requests released since the start: what an asynchronous failover may have lost is at
     /// most the growth of this since the primary's position was last asked for.
     #[must_use]
     pub fn released(&self) -> u64 {
+        self.sum(|tally| &tally.released)
+    }
+
+    fn sum(&self, count: fn(&Tally) -> &AtomicU64) -> u64 {
         self.tallies
             .iter()
-            .map(|tally| tally.released.load(SeqCst))
+            .map(|tally| count(tally).load(SeqCst))
             .sum()
     }
 
     /// Whether the target answers: requests that wait for it, and responses that have begun.
     #[must_use]
     pub fn pulse(&self) -> Pulse {
-        let sum = |count: fn(&Tally) -> &AtomicU64| -> u64 {
-            self.tallies
-                .iter()
-                .map(|tally| count(tally).load(SeqCst))
-                .sum()
-        };
         let (safe, writes) = self.in_flight();
         Pulse {
-            waiting: (safe + writes).saturating_sub(sum(|tally| &tally.withheld)),
-            answered: sum(|tally| &tally.answered),
+            waiting: (safe + writes).saturating_sub(self.sum(|tally| &tally.withheld)),
+            answered: self.sum(|tally| &tally.answered),
         }
     }
 

@@ -149,6 +149,13 @@ impl Facts {
         }
     }
 
+    /// The latest report, if the node may be given an order now.
+    pub(super) fn free_to_be_asked(&self) -> Option<&Standing> {
+        self.standing
+            .as_ref()
+            .filter(|_| self.asked.is_none() && !self.resting)
+    }
+
     /// Whether requests could be answered here.
     pub(super) const fn is_up(&self) -> bool {
         matches!(self.app, App::Up) && !self.signs.refusing

@@ -66,11 +66,7 @@ impl Failover {
         let (epoch, version, required) = (self.record.epoch, self.version(), self.required());
         let at_least = self.fork_of_round().unwrap_or_default();
         let facts = self.facts(node);
-        let Some(standing) = facts
-            .standing
-            .as_ref()
-            .filter(|_| facts.asked.is_none() && !facts.resting)
-        else {
+        let Some(standing) = facts.free_to_be_asked() else {
             return;
         };
         let gate = standing.gate.map(|(version, _)| version);
@@ -96,11 +92,7 @@ impl Failover {
         let epoch = self.record.epoch;
         let overwrite = self.overwrite.contains(&node);
         let facts = self.facts(node);
-        let Some(standing) = facts
-            .standing
-            .as_ref()
-            .filter(|_| facts.asked.is_none() && !facts.resting)
-        else {
+        let Some(standing) = facts.free_to_be_asked() else {
             return;
         };
         let follows = matches!(standing.role, Role::Standby | Role::Rejoining)
