@@ -24,7 +24,7 @@ pub use self::file::{AccessFormat, Durability, Failback, OnAckTimeout, OnTooFarB
 use crate::logic::NodeId;
 use crate::logic::breaker::BreakerLimits;
 use crate::logic::health::{Patience, Statuses};
-use crate::logic::network::Network;
+pub use crate::logic::network::Network;
 use crate::logic::route::HostPattern;
 use crate::tls::Loaded;
 
@@ -89,6 +89,9 @@ pub struct Listener {
     pub bind: SocketAddr,
     /// Its certificates, the default first; none if connections are not encrypted.
     pub tls: Vec<Loaded>,
+    /// Who may say for whom its connections are, by the PROXY protocol; anybody, if the list is empty. `None` if that
+    /// protocol is not spoken.
+    pub introducers: Option<Vec<Network>>,
     /// What one client, and all together, may take.
     pub limits: Limits,
 }

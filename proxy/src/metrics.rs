@@ -59,6 +59,10 @@ pub struct Metrics {
     pub replication_lag_bytes: IntGaugeVec,
     /// Clients connected.
     pub client_connections: IntGaugeVec,
+    /// Connections that were not served, by reason.
+    pub client_connections_refused: IntCounterVec,
+    /// TLS handshakes that failed, by reason.
+    pub tls_handshakes_failed: IntCounterVec,
     /// Reloads of the configuration, by result.
     pub config_reloads: IntCounterVec,
     /// Lines of the access log that were dropped because the disk did not keep up.
@@ -180,6 +184,16 @@ impl Metrics {
                 "hotwarm_client_connections",
                 "Clients connected",
                 &["listener"],
+            ),
+            client_connections_refused: counter(
+                "hotwarm_client_connections_refused_total",
+                "Client connections that were not served",
+                &["listener", "reason"],
+            ),
+            tls_handshakes_failed: counter(
+                "hotwarm_tls_handshakes_failed_total",
+                "TLS handshakes that failed; clients that only went away are not counted",
+                &["listener", "reason"],
             ),
             config_reloads: counter(
                 "hotwarm_config_reloads_total",

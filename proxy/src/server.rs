@@ -8,10 +8,13 @@
 //! does not come is noticed where it is read, see `exchange::Replay`.)
 
 mod connection;
+mod failures;
 mod handshake;
 mod head;
+mod introduction;
 mod line;
 mod outgoing;
+pub mod proxy_protocol;
 #[cfg(test)]
 mod tests;
 
@@ -36,16 +39,18 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::connection::Serves;
-pub use self::handshake::Failures;
+pub use self::failures::Failures;
 use self::line::{Carrier, Line};
 pub use self::outgoing::Dates;
-use crate::config::Limits;
+use crate::config::{Limits, Network};
 use crate::exchange::Deadlines;
 
 /// Rest when the system has no more sockets to give.
 const REST: Duration = Duration::from_millis(50);
 /// Connections of one worker that are turned away with words at once; more are turned away without.
 const POLITE_MOST: usize = 64;
+/// How long that may take, handshake included.
+const POLITE_WITHIN: Duration = Duration::from_secs(4);
 /// How long a connection that was answered for the last time may still send.
 const LINGER: Duration = Duration::from_secs(2);
 /// How much it may send, in bytes.
@@ -69,7 +74,10 @@ pub struct Front<S> {
     pub house: Rc<House>,
     /// What encrypts the connections, if anything does.
     pub tls: Option<TlsAcceptor>,
-    /// Handshakes that failed.
+    /// Who may say for whom its connections are, by the PROXY protocol, which everybody must speak then; anybody, if there is
+    /// no network.
+    pub introducers: Option<Vec<Network>>,
+    /// Connections that came to nothing.
     pub failures: Failures,
 }
 
@@ -188,47 +196,55 @@ fn is_momentary(error: &std::io::Error) -> bool {
 
 fn receive<S: Serves>(stream: TcpStream, peer: SocketAddr, front: &Rc<Front<S>>) {
     let (guest, others) = Guest::enter(front);
-    if others < front.limits.max_connections {
-        let ours = Rc::clone(front);
-        match &front.tls {
-            None => drop(spawn_local(connection::serve(
-                stream,
-                peer.ip(),
-                ours,
-                guest,
-            ))),
-            Some(acceptor) => {
-                let acceptor = acceptor.clone();
-                spawn_local(async move {
-                    // On the heap, so that an established connection does not carry the size of a handshake.
-                    let shaken = Box::pin(handshake::shake(stream, peer, &acceptor, &ours)).await;
-                    if let Some(stream) = shaken {
-                        connection::serve(stream, peer.ip(), ours, guest).await;
-                    }
-                });
-            }
+    let ours = Rc::clone(front);
+    if others >= front.limits.max_connections {
+        front.failures.too_many("too-many");
+        if front.house.polite.get() < POLITE_MOST {
+            front.house.polite.set(front.house.polite.get() + 1);
+            spawn_local(async move {
+                let _ = timeout(POLITE_WITHIN, turn_away(stream, peer, &ours)).await;
+                ours.house.polite.set(ours.house.polite.get() - 1);
+                drop(guest);
+            });
         }
-        return;
-    }
-    if front.house.polite.get() < POLITE_MOST {
-        front.house.polite.set(front.house.polite.get() + 1);
-        let front = Rc::clone(front);
-        spawn_local(async move {
-            match &front.tls {
-                None => turn_away(stream, &front.too_many).await,
-                Some(acceptor) => {
-                    if let Ok(Ok(stream)) = timeout(LINGER, acceptor.accept(stream)).await {
-                        turn_away(stream, &front.too_many).await;
-                    }
-                }
-            }
-            front.house.polite.set(front.house.polite.get() - 1);
-            drop(guest);
-        });
+    } else if front.tls.is_none() && front.introducers.is_none() {
+        spawn_local(connection::serve(stream, peer.ip(), ours, guest));
+    } else {
+        spawn_local(begin(stream, peer, ours, guest));
     }
 }
 
-async fn turn_away<T: Carrier>(mut stream: T, words: &[u8]) {
+/// Serves a connection that does not begin with a request.
+async fn begin<S: Serves>(stream: TcpStream, peer: SocketAddr, front: Rc<Front<S>>, guest: Guest) {
+    let Some(client) = introduction::client(&stream, peer, &front).await else {
+        return;
+    };
+    let Some(acceptor) = front.tls.clone() else {
+        return connection::serve(stream, client, front, guest).await;
+    };
+    // On the heap, so that an established connection does not carry the size of a handshake.
+    let shaken = Box::pin(handshake::shake(stream, peer, &acceptor, &front)).await;
+    if let Some(stream) = shaken {
+        connection::serve(stream, client, front, guest).await;
+    }
+}
+
+/// Tells a client that there are too many, in its own way of speaking.
+async fn turn_away<S>(stream: TcpStream, peer: SocketAddr, front: &Front<S>) {
+    if introduction::client(&stream, peer, front).await.is_none() {
+        return;
+    }
+    match &front.tls {
+        None => say(stream, &front.too_many).await,
+        Some(acceptor) => {
+            if let Ok(stream) = acceptor.accept(stream).await {
+                say(stream, &front.too_many).await;
+            }
+        }
+    }
+}
+
+async fn say<T: Carrier>(mut stream: T, words: &[u8]) {
     // Whoever does not take the words is gone without them.
     if timeout(LINGER, stream.write_all(words)).await.is_ok() {
         linger(&Line::new(stream)).await;

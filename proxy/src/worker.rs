@@ -159,6 +159,7 @@ pub fn start(
                 limits: listener.limits,
                 connected: Arc::clone(&connected),
                 tls: tls.clone(),
+                introducers: listener.introducers.clone(),
             });
         }
     }
@@ -199,6 +200,7 @@ struct Door {
     limits: Limits,
     connected: Arc<AtomicUsize>,
     tls: Option<TlsAcceptor>,
+    introducers: Option<Vec<config::Network>>,
 }
 
 /// One socket per lane on the same address.
@@ -352,7 +354,8 @@ fn open(
             dates: Dates::default(),
             house: Rc::clone(house),
             tls: door.tls,
-            failures: Failures::default(),
+            introducers: door.introducers,
+            failures: Failures::new(&door.shown, metrics),
         };
         spawn_local(accept(listener, Rc::new(front)));
         shown.push(Shown {

@@ -13,6 +13,7 @@ use shared::config::{ConfigError, Problems, Span};
 
 use super::file::{self, CoordinatorKind, File, ProxyProtocol};
 use super::{AccessLog, Admin, Limits, Listener, Settings};
+use crate::logic::network::Network;
 use crate::tls::{Loaded, Pair};
 
 mod service;
@@ -234,12 +235,60 @@ impl Check {
                 self.note(&bind_key, format!("{bind} is listened on twice"));
             }
             seen.push(bind);
-            if listener.proxy_protocol == ProxyProtocol::Accept {
-                self.not_built(&format!("{key}.proxy_protocol"), "\"accept\"");
-            }
+            let introducers = self.introducers(&key, bind, &listener);
             let limits = self.limits(&format!("{key}.limits"), &listener.limits);
             let tls = self.certificates(&format!("{key}.tls"), &listener.tls);
-            checked.push(Listener { bind, tls, limits });
+            checked.push(Listener {
+                bind,
+                tls,
+                introducers,
+                limits,
+            });
+        }
+        checked
+    }
+
+    /// Who may speak the PROXY protocol, if it is spoken.
+    fn introducers(
+        &mut self,
+        key: &str,
+        bind: SocketAddr,
+        listener: &file::Listener,
+    ) -> Option<Vec<Network>> {
+        let key = format!("{key}.proxy_protocol_from");
+        let from = listener.proxy_protocol_from.as_deref();
+        match (listener.proxy_protocol, from) {
+            (ProxyProtocol::Off, None) => None,
+            (ProxyProtocol::Off, Some(_)) => {
+                self.note(
+                    &key,
+                    "only belongs to proxy_protocol = \"accept\"; remove it",
+                );
+                None
+            }
+            (ProxyProtocol::Accept, Some([])) => {
+                self.note(&key, "is empty, so that nobody could connect; name the networks of the load balancers");
+                None
+            }
+            (ProxyProtocol::Accept, Some(from)) => Some(self.networks(&key, from)),
+            (ProxyProtocol::Accept, None) => {
+                if !bind.ip().to_canonical().is_loopback() {
+                    self.notes.push(format!(
+                        "{bind}: whoever can connect may claim any client's address by the PROXY protocol; name the load balancers in proxy_protocol_from"
+                    ));
+                }
+                Some(Vec::new())
+            }
+        }
+    }
+
+    fn networks(&mut self, key: &str, networks: &[String]) -> Vec<Network> {
+        let mut checked = Vec::new();
+        for (n, network) in networks.iter().enumerate() {
+            match Network::parse(network) {
+                Some(network) => checked.push(network),
+                None => self.note(&format!("{key}.{n}"), no_network(network)),
+            }
         }
         checked
     }
@@ -297,6 +346,12 @@ impl Check {
             max_headers: self.at_least_one(&sub("max_headers"), limits.max_headers),
         }
     }
+}
+
+fn no_network(text: &str) -> String {
+    format!(
+        "\"{text}\" is not a network: \"10.0.0.0/8\", \"fd00::/8\" or one address, no bits set behind the prefix"
+    )
 }
 
 /// Whether two addresses cannot be listened on at once. Port 0 is a new port each time.

@@ -92,6 +92,7 @@ pub(super) struct Listener {
     pub(super) tls: Vec<Certificate>,
     #[serde(default)]
     pub(super) proxy_protocol: ProxyProtocol,
+    pub(super) proxy_protocol_from: Option<Vec<String>>,
     #[serde(default)]
     pub(super) limits: Limits,
 }

@@ -175,11 +175,6 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
             "service.0.mode",
         ),
         (
-            "\"off\"\nlimits",
-            "\"accept\"\nlimits",
-            "listener.0.proxy_protocol",
-        ),
-        (
             "kind      = \"file\"",
             "kind = \"etcd\"",
             "coordinator.kind",
@@ -545,4 +540,45 @@ fn a_node_s_url_has_a_port_or_means_port_80() {
     ] {
         assert!(with(url).is_err(), "{url}");
     }
+}
+
+#[test]
+fn who_may_speak_the_proxy_protocol_is_said_with_it() {
+    let folder = Folder::new("introducers");
+    let load = |keys: &str| {
+        let bind = "bind = \"127.0.0.1:8080\"";
+        folder.load(&MINIMAL.replace(bind, &format!("{bind}\n{keys}")))
+    };
+    let accept = "proxy_protocol = \"accept\"";
+    let introducers = |keys: &str| load(keys).unwrap().listeners[0].introducers.clone();
+    assert_eq!(introducers(""), None);
+    assert_eq!(introducers(accept), Some(Vec::new()));
+    let from = format!("{accept}\nproxy_protocol_from = [\"10.0.0.0/8\"]");
+    assert_eq!(
+        introducers(&from),
+        Some(vec![Network::parse("10.0.0.0/8").unwrap()])
+    );
+    for (keys, why) in [
+        (
+            "proxy_protocol_from = [\"::1\"]",
+            "proxy_protocol_from: only belongs to",
+        ),
+        (
+            &format!("{accept}\nproxy_protocol_from = []"),
+            "proxy_protocol_from: is empty",
+        ),
+        (
+            &format!("{accept}\nproxy_protocol_from = [\"::1\", \"host\"]"),
+            "listener.0.proxy_protocol_from.1: \"host\" is not a network",
+        ),
+    ] {
+        let error = load(keys).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+    let public = MINIMAL.replace(
+        "bind = \"127.0.0.1:8080\"",
+        &format!("bind = \"0.0.0.0:8080\"\n{accept}"),
+    );
+    let notes = folder.load(&public).unwrap().notes;
+    assert!(notes[0].contains("proxy_protocol_from"), "{notes:?}");
 }

@@ -12,6 +12,7 @@ mod forwarding;
 mod gating;
 mod harness;
 mod holding;
+mod introductions;
 mod limits;
 mod logging;
 mod responses;

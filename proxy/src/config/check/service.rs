@@ -189,10 +189,7 @@ impl One<'_> {
         for (n, network) in networks.iter().enumerate() {
             match Network::parse(network) {
                 Some(network) => checked.push(network),
-                None => self.note(
-                    &format!("trusted_proxies.{n}"),
-                    format!("\"{network}\" is not a network: \"10.0.0.0/8\", \"fd00::/8\" or one address, no bits set behind the prefix"),
-                ),
+                None => self.note(&format!("trusted_proxies.{n}"), super::no_network(network)),
             }
         }
         checked
