@@ -26,7 +26,7 @@ use crate::logic::breaker::BreakerLimits;
 use crate::logic::health::{Patience, Statuses};
 pub use crate::logic::network::Network;
 use crate::logic::route::HostPattern;
-use crate::tls::Loaded;
+use crate::tls::{Clients, Loaded};
 
 /// Reads and checks `path`.
 ///
@@ -89,6 +89,8 @@ pub struct Listener {
     pub bind: SocketAddr,
     /// Its certificates, the default first; none if connections are not encrypted.
     pub tls: Vec<Loaded>,
+    /// Who certifies clients, if they are asked for certificates.
+    pub clients: Option<Clients>,
     /// Who may say for whom its connections are, by the PROXY protocol; anybody, if the list is empty. `None` if that
     /// protocol is not spoken.
     pub introducers: Option<Vec<Network>>,

@@ -20,7 +20,7 @@ pub use body::Body;
 pub use deadline::{Deadline, Deadlines, TICK};
 pub use fault::{Cause, Fault, Reach, Unavailable, Unconfirmed, UpstreamFault};
 pub use head::{Head, Response};
-pub use trail::{Closer, Peer, RequestId, Trail, Tried};
+pub use trail::{Certified, Closer, Encryption, Peer, RequestId, Trail, Tried};
 pub use upload::{Replay, Upload};
 
 use crate::logic::NodeId;

@@ -63,6 +63,10 @@ pub struct Metrics {
     pub client_connections_refused: IntCounterVec,
     /// TLS handshakes that failed, by reason.
     pub tls_handshakes_failed: IntCounterVec,
+    /// When certificates end, in seconds since 1970.
+    pub tls_certificate_expiry: IntGaugeVec,
+    /// Changed files of certificates, by what came of them.
+    pub tls_reloads: IntCounterVec,
     /// Reloads of the configuration, by result.
     pub config_reloads: IntCounterVec,
     /// Lines of the access log that were dropped because the disk did not keep up.
@@ -194,6 +198,16 @@ impl Metrics {
                 "hotwarm_tls_handshakes_failed_total",
                 "TLS handshakes that failed; clients that only went away are not counted",
                 &["listener", "reason"],
+            ),
+            tls_certificate_expiry: gauge(
+                "hotwarm_tls_certificate_expiry_seconds",
+                "When a certificate ends, in seconds since 1970; subtract time()",
+                &["listener", "cert"],
+            ),
+            tls_reloads: counter(
+                "hotwarm_tls_reloads_total",
+                "Files of certificates that changed, by what came of it",
+                &["listener", "result"],
             ),
             config_reloads: counter(
                 "hotwarm_config_reloads_total",

@@ -21,7 +21,7 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -43,7 +43,7 @@ pub use self::failures::Failures;
 use self::line::{Carrier, Line};
 pub use self::outgoing::Dates;
 use crate::config::{Limits, Network};
-use crate::exchange::Deadlines;
+use crate::exchange::{Deadlines, Peer};
 
 /// Rest when the system has no more sockets to give.
 const REST: Duration = Duration::from_millis(50);
@@ -74,6 +74,8 @@ pub struct Front<S> {
     pub house: Rc<House>,
     /// What encrypts the connections, if anything does.
     pub tls: Option<TlsAcceptor>,
+    /// Whether clients are asked for certificates.
+    pub asks_certificates: bool,
     /// Who may say for whom its connections are, by the PROXY protocol, which everybody must speak then; anybody, if there is
     /// no network.
     pub introducers: Option<Vec<Network>>,
@@ -86,6 +88,17 @@ impl<S> fmt::Debug for Front<S> {
         f.debug_struct("Front")
             .field("limits", &self.limits)
             .finish_non_exhaustive()
+    }
+}
+
+impl<S> Front<S> {
+    /// Writes down who is connected, whatever is spoken then.
+    fn meet<T: Carrier>(&self, stream: &T, client: IpAddr) -> Rc<Peer> {
+        let peer = Peer::new(client, T::SCHEME, self.limits.body_idle_timeout);
+        match stream.encryption(self.asks_certificates) {
+            Some(encryption) => peer.encrypted(encryption),
+            None => peer,
+        }
     }
 }
 
@@ -208,7 +221,8 @@ fn receive<S: Serves>(stream: TcpStream, peer: SocketAddr, front: &Rc<Front<S>>)
             });
         }
     } else if front.tls.is_none() && front.introducers.is_none() {
-        spawn_local(connection::serve(stream, peer.ip(), ours, guest));
+        let peer = ours.meet(&stream, peer.ip());
+        spawn_local(connection::serve(stream, peer, ours, guest));
     } else {
         spawn_local(begin(stream, peer, ours, guest));
     }
@@ -220,11 +234,13 @@ async fn begin<S: Serves>(stream: TcpStream, peer: SocketAddr, front: Rc<Front<S
         return;
     };
     let Some(acceptor) = front.tls.clone() else {
+        let client = front.meet(&stream, client);
         return connection::serve(stream, client, front, guest).await;
     };
     // On the heap, so that an established connection does not carry the size of a handshake.
     let shaken = Box::pin(handshake::shake(stream, peer, &acceptor, &front)).await;
     if let Some(stream) = shaken {
+        let client = front.meet(&stream, client);
         connection::serve(stream, client, front, guest).await;
     }
 }

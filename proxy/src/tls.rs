@@ -1,14 +1,17 @@
-//! Certificates and keys: read from files, chosen by the name that a client asks for, and read again when the files change.
+//! Certificates and keys: read from files, chosen by the name that a client asks for, and read again when the files change;
+//! and those who certify clients, likewise.
 //!
 //! A changed file is read once it has been left alone for a moment, so that a certificate and its key can be replaced one
 //! after the other. What cannot be used is said once, and what was there before stays.
 
+mod clients;
 mod files;
+pub mod x509;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use arc_swap::ArcSwap;
@@ -18,13 +21,22 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
 use shared::clock;
+use shared::metrics::{IntCounterVec, IntGaugeVec};
 use thiserror::Error;
 
+use self::clients::Verifier;
+pub use self::clients::{Clients, Identity, identity};
 pub use self::files::LoadError;
 use self::files::Stamps;
 
 /// How often the files are looked at. A change is taken up at the second look that finds it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A certificate that ends within this is worth a word: whatever renews it should have done so by then, and a person still
+/// has time.
+const ENDS_SOON: i64 = 14 * DAY;
+/// How often that word is said.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
+const DAY: i64 = 24 * 3600;
 
 /// Where a certificate and its key are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +53,7 @@ pub struct Loaded {
     pair: Pair,
     stamps: Stamps,
     certified: Arc<CertifiedKey>,
+    not_after: Option<i64>,
 }
 
 impl Loaded {
@@ -55,8 +68,69 @@ impl Loaded {
         Ok(Self {
             pair,
             stamps,
+            not_after: not_after(&certified),
             certified,
         })
+    }
+
+    /// What there is to say at `now`, in seconds since 1970, if the certificate ends soon or has ended.
+    #[must_use]
+    pub fn worry(&self, now: i64) -> Option<String> {
+        worry(&self.pair, self.not_after, now)
+    }
+}
+
+fn not_after(certified: &CertifiedKey) -> Option<i64> {
+    let cert = certified.end_entity_cert().ok()?;
+    x509::read(cert).map(|facts| facts.not_after)
+}
+
+fn worry(pair: &Pair, not_after: Option<i64>, now: i64) -> Option<String> {
+    let (cert, left) = (pair.cert.display(), not_after? - now);
+    let days = left.abs() / DAY;
+    if left < 0 {
+        Some(format!(
+            "the certificate in {cert} ended {days} days ago, and clients refuse it; put a new one into its place"
+        ))
+    } else {
+        (left < ENDS_SOON).then(|| {
+            format!("the certificate in {cert} ends in {days} days; put a new one into its place")
+        })
+    }
+}
+
+fn unix_seconds() -> i64 {
+    i64::try_from(clock::unix_nanos() / 1_000_000_000).unwrap_or(i64::MAX)
+}
+
+/// Where what happens to a listener's certificates is counted.
+#[derive(Clone, Debug)]
+pub struct Numbers {
+    /// The listener's address.
+    pub listener: String,
+    /// When certificates end, in seconds since 1970, by listener and file.
+    pub expiry: IntGaugeVec,
+    /// Changed files, by listener and what came of them.
+    pub reloads: IntCounterVec,
+}
+
+impl Numbers {
+    fn ends(&self, pair: &Pair, not_after: Option<i64>) {
+        let cert = pair.cert.display().to_string();
+        let labels = [&*self.listener, &*cert];
+        self.expiry
+            .with_label_values(&labels)
+            .set(not_after.unwrap_or_default());
+    }
+
+    fn forget(&self, pair: &Pair) {
+        let cert = pair.cert.display().to_string();
+        let _ = self.expiry.remove_label_values(&[&*self.listener, &*cert]);
+    }
+
+    fn read_again(&self, result: &str) {
+        let labels = [&*self.listener, result];
+        self.reloads.with_label_values(&labels).inc();
     }
 }
 
@@ -74,29 +148,52 @@ pub enum SetUpError {
 /// Makes what a listener offers: TLS 1.2 and 1.3 with session tickets, HTTP/1.1, and the certificate that fits, the first one
 /// if none does. The files are watched for as long as the offer lives.
 ///
+/// Where clients show certificates, no session is resumed: a resumed one would be believed without another look, also when
+/// its certificate has ended since, or those who certify clients have changed.
+///
 /// # Errors
 /// The library refuses, or there is no thread to watch the files.
-pub fn offer(certificates: Vec<Loaded>) -> Result<Arc<ServerConfig>, SetUpError> {
-    offer_watched(certificates, LOOK_EVERY)
+pub fn offer(
+    certificates: Vec<Loaded>,
+    clients: Option<Clients>,
+    numbers: Numbers,
+) -> Result<Arc<ServerConfig>, SetUpError> {
+    offer_watched(certificates, clients, numbers, LOOK_EVERY)
 }
 
 fn offer_watched(
     certificates: Vec<Loaded>,
+    clients: Option<Clients>,
+    numbers: Numbers,
     every: Duration,
 ) -> Result<Arc<ServerConfig>, SetUpError> {
     let (sites, watched): (Vec<_>, Vec<_>) = certificates.into_iter().map(Watched::new).unzip();
     let chooser = Arc::new(Chooser(sites));
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::<Chooser>::clone(&chooser));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    let verifier = clients.map(|clients| Arc::new(Verifier::new(clients)));
+    let config = match &verifier {
+        None => config.with_no_client_auth(),
+        Some(verifier) => config.with_client_cert_verifier(Arc::<Verifier>::clone(verifier)),
+    };
+    let mut config = config.with_cert_resolver(Arc::<Chooser>::clone(&chooser));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // One key for all workers: a session goes on wherever its client connects again.
-    config.ticketer = ring::Ticketer::new()?;
-    let alive = Arc::downgrade(&chooser);
+    if verifier.is_some() {
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    } else {
+        // One key for all workers: a session goes on wherever its client connects again.
+        config.ticketer = ring::Ticketer::new()?;
+    }
+    let watch = Watch {
+        watched,
+        verifier,
+        alive: Arc::downgrade(&chooser),
+        numbers,
+    };
     thread::Builder::new()
         .name("certificates".to_owned())
-        .spawn(move || watch(watched, &alive, every))
+        .spawn(move || watch.run(every))
         .map_err(SetUpError::Thread)?;
     Ok(Arc::new(config))
 }
@@ -149,6 +246,8 @@ struct Watched {
     pair: Pair,
     site: Site,
     settling: Settling,
+    not_after: Option<i64>,
+    warned: Option<Instant>,
 }
 
 impl Watched {
@@ -158,30 +257,77 @@ impl Watched {
             pair: loaded.pair,
             site: Arc::clone(&site),
             settling: Settling::new(loaded.stamps),
+            not_after: loaded.not_after,
+            // Whoever loaded it has said so already.
+            warned: Some(clock::now()),
         };
         (site, watched)
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, numbers: &Numbers) {
         if !self.settling.handle_look(Stamps::of(&self.pair)) {
             return;
         }
         match files::read(&self.pair) {
             Ok(certified) => {
+                self.not_after = not_after(&certified);
+                self.warned = None;
+                numbers.ends(&self.pair, self.not_after);
+                numbers.read_again("ok");
                 self.site.store(Arc::new(certified));
                 tracing::info!(cert = %self.pair.cert.display(), "the certificate is renewed");
             }
             Err(error) => {
+                numbers.read_again("failed");
                 tracing::error!(%error, "a changed certificate cannot be used; the one before it stays");
             }
         }
     }
+
+    /// Says once a day that the end is near.
+    fn warn(&mut self, now: Instant) {
+        let said = |warned| now.saturating_duration_since(warned) < WARN_EVERY;
+        if self.warned.is_some_and(said) {
+            return;
+        }
+        self.warned = Some(now);
+        if let Some(worry) = worry(&self.pair, self.not_after, unix_seconds()) {
+            tracing::warn!("{worry}");
+        }
+    }
 }
 
-fn watch(mut watched: Vec<Watched>, alive: &Weak<Chooser>, every: Duration) {
-    while alive.strong_count() > 0 {
-        clock::pause_thread(every);
-        watched.iter_mut().for_each(Watched::look);
+/// Everything of one listener that is under watch.
+struct Watch {
+    watched: Vec<Watched>,
+    verifier: Option<Arc<Verifier>>,
+    alive: Weak<Chooser>,
+    numbers: Numbers,
+}
+
+impl Watch {
+    fn run(mut self, every: Duration) {
+        for watched in &self.watched {
+            self.numbers.ends(&watched.pair, watched.not_after);
+        }
+        let mut clients = self.verifier.as_ref().map(|verifier| verifier.settling());
+        while self.alive.strong_count() > 0 {
+            for watched in &mut self.watched {
+                watched.warn(clock::now());
+            }
+            clock::pause_thread(every);
+            for watched in &mut self.watched {
+                watched.look(&self.numbers);
+            }
+            if let (Some(verifier), Some(settling)) = (&self.verifier, &mut clients)
+                && let Some(result) = verifier.look(settling)
+            {
+                self.numbers.read_again(result);
+            }
+        }
+        for watched in &self.watched {
+            self.numbers.forget(&watched.pair);
+        }
     }
 }
 

@@ -149,7 +149,16 @@ pub fn start(
         addresses.push(address);
         let tls = match &*listener.tls {
             [] => None,
-            certificates => Some(TlsAcceptor::from(tls::offer(certificates.to_vec())?)),
+            certificates => {
+                let numbers = tls::Numbers {
+                    listener: address.to_string(),
+                    expiry: metrics.tls_certificate_expiry.clone(),
+                    reloads: metrics.tls_reloads.clone(),
+                };
+                let clients = listener.clients.clone();
+                let offer = tls::offer(certificates.to_vec(), clients, numbers)?;
+                Some(TlsAcceptor::from(offer))
+            }
         };
         let connected = Arc::new(AtomicUsize::new(0));
         for (socket, lane) in bound.into_iter().zip(&mut sockets) {
@@ -159,6 +168,7 @@ pub fn start(
                 limits: listener.limits,
                 connected: Arc::clone(&connected),
                 tls: tls.clone(),
+                asks_certificates: listener.clients.is_some(),
                 introducers: listener.introducers.clone(),
             });
         }
@@ -200,6 +210,7 @@ struct Door {
     limits: Limits,
     connected: Arc<AtomicUsize>,
     tls: Option<TlsAcceptor>,
+    asks_certificates: bool,
     introducers: Option<Vec<config::Network>>,
 }
 
@@ -354,6 +365,7 @@ fn open(
             dates: Dates::default(),
             house: Rc::clone(house),
             tls: door.tls,
+            asks_certificates: door.asks_certificates,
             introducers: door.introducers,
             failures: Failures::new(&door.shown, metrics),
         };

@@ -22,7 +22,7 @@ const PROXY: &[(&str, &[&str])] = &[
         "upstream",
         &["logic", "exchange", "metrics", "steer", "config"],
     ),
-    ("server", &["exchange", "metrics", "config"]),
+    ("server", &["exchange", "metrics", "config", "tls"]),
     (
         "stack",
         &[

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use shared::clock;
 use shared::config::{ConfigError, Problems, Span};
 
-use super::file::{self, CoordinatorKind, File, ProxyProtocol};
+use super::file::{self, ClientAuth, CoordinatorKind, File, ProxyProtocol};
 use super::{AccessLog, Admin, Limits, Listener, Settings};
 use crate::logic::network::Network;
-use crate::tls::{Loaded, Pair};
+use crate::tls::{Clients, Loaded, Pair};
 
 mod service;
 
@@ -238,14 +239,43 @@ impl Check {
             let introducers = self.introducers(&key, bind, &listener);
             let limits = self.limits(&format!("{key}.limits"), &listener.limits);
             let tls = self.certificates(&format!("{key}.tls"), &listener.tls);
+            let clients = self.clients(&key, &listener);
             checked.push(Listener {
                 bind,
                 tls,
+                clients,
                 introducers,
                 limits,
             });
         }
         checked
+    }
+
+    /// Who certifies clients. With authorities and no other word, every client needs a certificate.
+    fn clients(&mut self, key: &str, listener: &file::Listener) -> Option<Clients> {
+        let (ca, auth) = (listener.client_ca.as_deref(), listener.client_auth);
+        let (ca, required) = match (ca, auth) {
+            (None, None | Some(ClientAuth::Off)) => return None,
+            (None, Some(ClientAuth::Optional | ClientAuth::Required)) => {
+                let why = "needs client_ca, a PEM file with the certificates of those who certify clients";
+                self.note(&format!("{key}.client_auth"), why);
+                return None;
+            }
+            (Some(_), Some(ClientAuth::Off)) => {
+                let why = "has no effect with client_auth = \"off\"; remove it, or choose \"optional\" or \"required\"";
+                self.note(&format!("{key}.client_ca"), why);
+                return None;
+            }
+            (Some(ca), Some(ClientAuth::Optional)) => (ca, false),
+            (Some(ca), None | Some(ClientAuth::Required)) => (ca, true),
+        };
+        if listener.tls.is_empty() {
+            let why = "clients show certificates over TLS only; add tls = [{ cert = \"site.pem\", key = \"site.key\" }]";
+            self.note(&format!("{key}.client_ca"), why);
+        }
+        let read = Clients::read(self.path(ca), required);
+        read.map_err(|error| self.note(&format!("{key}.client_ca"), error))
+            .ok()
     }
 
     /// Who may speak the PROXY protocol, if it is spoken.
@@ -311,7 +341,11 @@ impl Check {
                 key: self.path(&certificate.key),
             };
             match Loaded::read(pair) {
-                Ok(one) => loaded.push(one),
+                Ok(one) => {
+                    let now = i64::try_from(clock::unix_nanos() / 1_000_000_000);
+                    self.notes.extend(one.worry(now.unwrap_or(i64::MAX)));
+                    loaded.push(one);
+                }
                 Err(error) if error.is_about_key() => self.note(&format!("{key}.{n}.key"), error),
                 Err(error) => self.note(&format!("{key}.{n}.cert"), error),
             }

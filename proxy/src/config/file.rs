@@ -90,6 +90,8 @@ pub(super) struct Listener {
     pub(super) bind: String,
     #[serde(default)]
     pub(super) tls: Vec<Certificate>,
+    pub(super) client_ca: Option<PathBuf>,
+    pub(super) client_auth: Option<ClientAuth>,
     #[serde(default)]
     pub(super) proxy_protocol: ProxyProtocol,
     pub(super) proxy_protocol_from: Option<Vec<String>>,
@@ -102,6 +104,14 @@ pub(super) struct Listener {
 pub(super) struct Certificate {
     pub(super) cert: PathBuf,
     pub(super) key: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ClientAuth {
+    Off,
+    Optional,
+    Required,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -55,6 +55,8 @@ pub enum FieldId {
     XRequestId,
     /// What else proxies say about a client, and an application might believe: `X-Real-IP` and any other `X-Forwarded-…`.
     Claim,
+    /// What says who a client is by its certificate: `Client-Cert`, `Client-Cert-Chain` (RFC 9440), `X-Client-Cert-Subject`.
+    Certificate,
     /// `Date`
     Date,
     /// `Referer`
@@ -93,7 +95,7 @@ impl FieldId {
 }
 
 /// The known names in lower case; those of one length and first letter stand together.
-const KNOWN: [(FieldId, &str); 24] = [
+const KNOWN: [(FieldId, &str); 27] = [
     (FieldId::Te, "te"),
     (FieldId::Via, "via"),
     (FieldId::Host, "host"),
@@ -107,6 +109,7 @@ const KNOWN: [(FieldId, &str); 24] = [
     (FieldId::UserAgent, "user-agent"),
     (FieldId::Connection, "connection"),
     (FieldId::KeepAlive, "keep-alive"),
+    (FieldId::Certificate, "client-cert"),
     (FieldId::XRequestId, "x-request-id"),
     (FieldId::MaxForwards, "max-forwards"),
     (FieldId::ContentLength, "content-length"),
@@ -115,8 +118,10 @@ const KNOWN: [(FieldId, &str); 24] = [
     (FieldId::XForwardedHost, "x-forwarded-host"),
     (FieldId::ProxyConnection, "proxy-connection"),
     (FieldId::TransferEncoding, "transfer-encoding"),
+    (FieldId::Certificate, "client-cert-chain"),
     (FieldId::XForwardedProto, "x-forwarded-proto"),
     (FieldId::ProxyAuthenticate, "proxy-authenticate"),
+    (FieldId::Certificate, "x-client-cert-subject"),
     (FieldId::Claim, "x-original-forwarded-for"),
 ];
 
@@ -124,7 +129,7 @@ const KNOWN: [(FieldId, &str); 24] = [
 const BY_LENGTH_AND_LETTER: [u8; 1024] = {
     let mut table = [0_u8; 1024];
     let mut at = KNOWN.len();
-    let mut number: u8 = 24;
+    let mut number: u8 = 27;
     assert!(KNOWN.len() == number as usize, "the two count together");
     while at > 0 {
         let name = KNOWN[at - 1].1.as_bytes();
@@ -484,6 +489,10 @@ mod tests {
             ("X-Forwarded-Protocol", FieldId::Claim),
             ("x-forwarded-client-cert", FieldId::Claim),
             ("x-forwarded-", FieldId::Claim),
+            ("CLIENT-cert", FieldId::Certificate),
+            ("client-cert-CHAIN", FieldId::Certificate),
+            ("X-Client-Cert-Subject", FieldId::Certificate),
+            ("client_cert", FieldId::Underscored),
             ("x-forwarded", FieldId::Other),
             ("x-forwarded_for", FieldId::Underscored),
             ("x-forwarded-access_token", FieldId::Underscored),

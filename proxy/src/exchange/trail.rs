@@ -82,6 +82,36 @@ pub struct Peer {
     pub scheme: &'static str,
     /// How long it may pause within a body.
     pub body_idle: Duration,
+    /// How the connection is encrypted, if it is.
+    pub encryption: Option<Encryption>,
+}
+
+/// How a connection is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// The name that the client asked for (SNI); empty if it asked for none.
+    pub name: Box<str>,
+    /// What is known of the client by its certificate.
+    pub certified: Certified,
+}
+
+/// What is known of a client by its certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Certified {
+    /// Nobody asked for one.
+    #[default]
+    NotAsked,
+    /// It has none.
+    Nobody,
+    /// It has shown one, and that was verified.
+    As {
+        /// The value of `Client-Cert`; empty if the certificate is too long for a field.
+        cert: Box<str>,
+        /// Whose it is, in ASCII; empty if that is not known.
+        subject: Box<str>,
+    },
 }
 
 impl Peer {
@@ -94,7 +124,29 @@ impl Peer {
             shown: ip.to_string().into(),
             scheme,
             body_idle,
+            encryption: None,
         })
+    }
+
+    /// The same, over an encrypted connection.
+    #[must_use]
+    pub fn encrypted(self: Rc<Self>, encryption: Encryption) -> Rc<Self> {
+        Rc::new(Self {
+            ip: self.ip,
+            shown: self.shown.clone(),
+            scheme: self.scheme,
+            body_idle: self.body_idle,
+            encryption: Some(encryption),
+        })
+    }
+
+    /// What is known of the client by its certificate.
+    #[must_use]
+    pub const fn certified(&self) -> &Certified {
+        match &self.encryption {
+            Some(encryption) => &encryption.certified,
+            None => &Certified::NotAsked,
+        }
     }
 }
 

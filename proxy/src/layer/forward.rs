@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 use super::checked::Checked;
 use crate::config;
 use crate::exchange::fields::{FieldId, FieldSet, Fields};
-use crate::exchange::{Fault, Head, Request, RequestId, Response, Trail};
+use crate::exchange::{Certified, Fault, Head, Request, RequestId, Response, Trail};
 
 /// Whatever a request may say about its way here. Most say nothing.
 const SAID: FieldSet = FieldSet::of(&[
@@ -26,9 +26,12 @@ const SAID: FieldSet = FieldSet::of(&[
     FieldId::XForwardedHost,
     FieldId::XRequestId,
     FieldId::Claim,
+    FieldId::Certificate,
 ]);
 /// What a stranger's word is worth.
-const CLAIMS: FieldSet = FieldSet::of(&[FieldId::Forwarded, FieldId::Claim]);
+const CLAIMS: FieldSet = FieldSet::of(&[FieldId::Forwarded, FieldId::Claim, FieldId::Certificate]);
+/// What nobody else may say where we ask for certificates ourselves.
+const CERTIFICATE: FieldSet = FieldSet::of(&[FieldId::Certificate]);
 
 /// The name that this proxy goes by.
 const PSEUDONYM: &str = "hotwarm";
@@ -47,7 +50,8 @@ pub fn outbound(
     service: &config::Service,
     rng: &mut Rng,
 ) -> Result<(), Fault> {
-    if !head.fields.present().meets(SAID) {
+    let certified = trail.peer.certified();
+    if !head.fields.present().meets(SAID) && !matches!(certified, Certified::As { .. }) {
         // Nothing to keep, to extend or to take away: it is all written behind the head.
         trail.identify(new_id(rng));
         trail.add_lines();
@@ -59,6 +63,7 @@ pub fn outbound(
     if !trusted {
         fields.remove(CLAIMS);
     }
+    certificate(fields, certified);
     via(fields, head.version)?;
     forwarded_for(fields, trail, service, trusted);
     say(
@@ -85,6 +90,20 @@ pub fn outbound(
     }
     trail.identify(id);
     Ok(())
+}
+
+/// Says who the client is by its certificate (RFC 9440), if it was asked for one here; then nobody else's word counts.
+fn certificate(fields: &mut Fields, certified: &Certified) {
+    if !matches!(certified, Certified::NotAsked) {
+        fields.remove(CERTIFICATE);
+    }
+    if let Certified::As { cert, subject } = certified {
+        for (name, value) in [("Client-Cert", cert), ("X-Client-Cert-Subject", subject)] {
+            if !value.is_empty() {
+                fields.add(name, value.as_bytes());
+            }
+        }
+    }
 }
 
 fn is_trusted(service: &config::Service, address: IpAddr) -> bool {

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -82,14 +81,14 @@ struct Session<S, T> {
 /// Serves one connection to its end.
 pub(super) async fn serve<S: Serves, T: Carrier>(
     stream: T,
-    peer: IpAddr,
+    peer: Rc<Peer>,
     front: Rc<Front<S>>,
     guest: Guest,
 ) {
     let limits = front.limits;
     let mut session = Session {
         line: Line::new(stream),
-        peer: Peer::new(peer, T::SCHEME, limits.body_idle_timeout),
+        peer,
         deadline: front.deadlines.after(limits.header_timeout),
         front,
         out: Vec::new(),

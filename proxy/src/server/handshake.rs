@@ -51,17 +51,20 @@ pub(super) async fn shake<S>(
 /// client only went away.
 fn why(error: &io::Error) -> Option<(&'static str, String)> {
     let tls: &TlsError = error.get_ref().and_then(|inner| inner.downcast_ref())?;
-    let (reason, words) = match tls {
-        TlsError::InvalidMessage(InvalidMessage::InvalidContentType) => (
+    let (reason, words) = match Some(tls) {
+        Some(TlsError::InvalidMessage(InvalidMessage::InvalidContentType)) => (
             "not-tls",
             "the client does not speak TLS; if it speaks plain HTTP, let it use https:// or another port",
         ),
-        TlsError::NoApplicationProtocol => (
+        Some(TlsError::NoApplicationProtocol) => (
             "no-common-protocol",
             "the client speaks no protocol that is offered (http/1.1)",
         ),
-        TlsError::PeerIncompatible(_) => return Some(("incompatible", tls.to_string())),
-        TlsError::AlertReceived(_) => return Some(("refused-by-client", tls.to_string())),
+        Some(TlsError::NoCertificatesPresented | TlsError::InvalidCertificate(_)) => {
+            return Some(("client-certificate", tls.to_string()));
+        }
+        Some(TlsError::PeerIncompatible(_)) => return Some(("incompatible", tls.to_string())),
+        Some(TlsError::AlertReceived(_)) => return Some(("refused-by-client", tls.to_string())),
         _ => return Some(("protocol-error", tls.to_string())),
     };
     Some((reason, words.to_owned()))

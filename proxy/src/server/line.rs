@@ -8,12 +8,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::exchange::decode::{Decoder, Framing, Malformed, Piece};
-use crate::exchange::{Body, Fault};
+use crate::exchange::{Body, Certified, Encryption, Fault};
+use crate::tls;
 
 /// Room for reading a head and what may come with it.
 const READ_HEAD: usize = 4 << 10;
@@ -31,6 +33,9 @@ pub(super) trait Carrier: AsyncRead + AsyncWrite + Unpin + 'static {
 
     /// The socket below.
     fn socket(&self) -> &TcpStream;
+
+    /// How it is encrypted, if it is; `asks` if clients were asked for certificates.
+    fn encryption(&self, asks: bool) -> Option<Encryption>;
 }
 
 impl Carrier for TcpStream {
@@ -40,6 +45,10 @@ impl Carrier for TcpStream {
     fn socket(&self) -> &TcpStream {
         self
     }
+
+    fn encryption(&self, _: bool) -> Option<Encryption> {
+        None
+    }
 }
 
 impl Carrier for TlsStream<TcpStream> {
@@ -48,6 +57,26 @@ impl Carrier for TlsStream<TcpStream> {
 
     fn socket(&self) -> &TcpStream {
         self.get_ref().0
+    }
+
+    fn encryption(&self, asks: bool) -> Option<Encryption> {
+        let session = self.get_ref().1;
+        let shown = session.peer_certificates().and_then(<[_]>::first);
+        Some(Encryption {
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                _ => "TLSv1.3",
+            },
+            name: session.server_name().unwrap_or_default().into(),
+            certified: match shown.map(tls::identity) {
+                Some(tls::Identity { cert, subject }) => Certified::As {
+                    cert: cert.into(),
+                    subject: subject.into(),
+                },
+                None if asks => Certified::Nobody,
+                None => Certified::NotAsked,
+            },
+        })
     }
 }
 

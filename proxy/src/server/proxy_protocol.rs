@@ -273,7 +273,7 @@ mod tests {
             ("PROXY TCP4 1.1.1.1 2.2.2.2 +1 2\r\n", "a port"),
             ("PROXY TCP4 1.1.1.1 2.2.2.2 1\r\n", "a port"),
             ("PROXY TCP4 1.1.1.1 2.2.2.2 1 2 3\r\n", "too many"),
-            ("PROXY TCP4  1.1.1.1 2.2.2.2 1 2\r\n", "an address"),
+            ("PROXY TCP4  1.1.1.1 2.2.2.2 1 2\r\n", "too many"),
             ("PROXY TCP4 ::1 ::1 1 2\r\n", "an address"),
             ("PROXY TCP6 1.1.1.1 2.2.2.2 1 2\r\n", "an address"),
             ("PROXY TCP4 1.1.1.01 2.2.2.2 1 2\r\n", "an address"),

@@ -4,10 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustls::RootCertStore;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use thiserror::Error;
 
@@ -71,6 +75,23 @@ pub enum LoadError {
         /// The key's file.
         key: PathBuf,
     },
+    /// There is no authority.
+    #[error(
+        "{path} holds no certificate; it must be a PEM file with the certificates (\"-----BEGIN CERTIFICATE-----\") of those who certify clients",
+        path = path.display()
+    )]
+    NoAuthority {
+        /// Where.
+        path: PathBuf,
+    },
+    /// An authority is of no use.
+    #[error("{path} holds a certificate that cannot certify clients ({why}); name those of their issuers", path = path.display())]
+    UnusableAuthority {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
 }
 
 impl LoadError {
@@ -80,7 +101,10 @@ impl LoadError {
         match self {
             Self::Read { is_key, .. } => *is_key,
             Self::NoKey { .. } | Self::UnusableKey { .. } | Self::Unfit { .. } => true,
-            Self::NoCertificate { .. } | Self::Damaged { .. } => false,
+            Self::NoCertificate { .. }
+            | Self::Damaged { .. }
+            | Self::NoAuthority { .. }
+            | Self::UnusableAuthority { .. } => false,
         }
     }
 }
@@ -112,6 +136,29 @@ pub(super) fn read(pair: &Pair) -> Result<CertifiedKey, LoadError> {
             why: error.to_string(),
         }),
     }
+}
+
+/// Reads those who certify clients.
+pub(super) fn authorities(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, LoadError> {
+    let unusable = |why: String| LoadError::UnusableAuthority {
+        path: path.into(),
+        why,
+    };
+    let found = match chain(path) {
+        Err(LoadError::NoCertificate { path }) => return Err(LoadError::NoAuthority { path }),
+        found => found?,
+    };
+    let mut roots = RootCertStore::empty();
+    for cert in found {
+        roots
+            .add(cert)
+            .map_err(|error| unusable(error.to_string()))?;
+    }
+    let provider = Arc::new(ring::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map(|verifier| verifier as Arc<dyn ClientCertVerifier>)
+        .map_err(|error| unusable(error.to_string()))
 }
 
 fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
@@ -146,7 +193,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// What is seen of both files from outside; different when one was replaced or written to.
+/// What is seen of files from outside; different when one was replaced or written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamps([Option<Stamp>; 2]);
 
@@ -161,6 +208,10 @@ struct Stamp {
 impl Stamps {
     pub(super) fn of(pair: &Pair) -> Self {
         Self([stamp(&pair.cert), stamp(&pair.key)])
+    }
+
+    pub(super) fn of_one(path: &Path) -> Self {
+        Self([stamp(path), None])
     }
 }
 

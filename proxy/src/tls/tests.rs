@@ -209,8 +209,48 @@ fn the_watch_ends_with_the_last_offer() {
     let (site, watched) = Watched::new(loaded);
     let chooser = Arc::new(Chooser(vec![site]));
     let alive = Arc::downgrade(&chooser);
-    let watching = thread::spawn(move || watch(vec![watched], &alive, Duration::from_millis(1)));
+    let numbers = numbers();
+    let expiry = numbers.expiry.clone();
+    let watch = Watch {
+        watched: vec![watched],
+        verifier: None,
+        alive,
+        numbers,
+    };
+    let watching = thread::spawn(move || watch.run(Duration::from_millis(1)));
     assert!(!watching.is_finished());
     drop(chooser);
     watching.join().unwrap();
+    // Nor is anything shown of it any more.
+    assert!(
+        prometheus::core::Collector::collect(&expiry)[0]
+            .get_metric()
+            .is_empty()
+    );
+}
+
+fn numbers() -> Numbers {
+    let metrics = crate::metrics::Metrics::default();
+    Numbers {
+        listener: "a".to_owned(),
+        expiry: metrics.tls_certificate_expiry,
+        reloads: metrics.tls_reloads,
+    }
+}
+
+#[test]
+fn an_end_that_is_near_is_worth_a_word() {
+    let folder = Folder::new("worry");
+    let pair = folder.pair("a");
+    let end = 1_800_000_000;
+    let said = |now| worry(&pair, Some(end), now).unwrap_or_default();
+    assert_eq!(said(end - ENDS_SOON), "");
+    assert!(said(end - ENDS_SOON + 1).contains("a.pem ends in 13 days; put a new one"));
+    assert!(said(end - 1).contains("ends in 0 days"));
+    assert!(said(end + 3 * DAY).contains("a.pem ended 3 days ago, and clients refuse it"));
+    assert_eq!(worry(&pair, None, end), None);
+    let loaded = Loaded::read(folder.write("b", &["a"])).unwrap();
+    let end = loaded.not_after.unwrap();
+    assert!(end > unix_seconds() && loaded.worry(unix_seconds()).is_none());
+    assert!(loaded.worry(end).is_some());
 }

@@ -27,10 +27,10 @@ const LAST: &str = "GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r
 static FOLDERS: AtomicU32 = AtomicU32::new(0);
 
 /// A folder of certificates.
-struct Papers(PathBuf);
+pub(crate) struct Papers(pub(crate) PathBuf);
 
 impl Papers {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let number = FOLDERS.fetch_add(1, SeqCst);
         let name = format!("hotwarm-papers-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
@@ -38,16 +38,16 @@ impl Papers {
         Self(folder)
     }
 
-    fn cert(&self, name: &str) -> PathBuf {
+    pub(crate) fn cert(&self, name: &str) -> PathBuf {
         self.0.join(format!("{name}.pem"))
     }
 
-    fn key(&self, name: &str) -> PathBuf {
+    pub(crate) fn key(&self, name: &str) -> PathBuf {
         self.0.join(format!("{name}.key"))
     }
 
     /// Makes a certificate for `hosts`, as a renewal does: a new file is moved over the old one.
-    fn make(&self, name: &str, hosts: &[&str]) -> CertificateDer<'static> {
+    pub(crate) fn make(&self, name: &str, hosts: &[&str]) -> CertificateDer<'static> {
         let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let made = rcgen::generate_simple_self_signed(hosts).unwrap();
         for (path, text) in [
@@ -66,7 +66,7 @@ impl Papers {
     }
 
     /// The listener's key with these certificates.
-    fn tls(&self, names: &[&str]) -> String {
+    pub(crate) fn tls(&self, names: &[&str]) -> String {
         let pair = |name: &&str| {
             let (cert, key) = (self.cert(name), self.key(name));
             format!("{{ cert = {cert:?}, key = {key:?} }}")
@@ -102,10 +102,10 @@ fn knowing(
 }
 
 /// A client that speaks TLS.
-struct Secret(StreamOwned<ClientConnection, TcpStream>);
+pub(crate) struct Secret(pub(crate) StreamOwned<ClientConnection, TcpStream>);
 
 impl Secret {
-    fn connect(proxy: &Proxy, config: &Arc<ClientConfig>, host: &str) -> Self {
+    pub(crate) fn connect(proxy: &Proxy, config: &Arc<ClientConfig>, host: &str) -> Self {
         let name = ServerName::try_from(host.to_owned()).unwrap();
         let session = ClientConnection::new(Arc::clone(config), name).unwrap();
         let stream = TcpStream::connect(proxy.address).unwrap();
@@ -114,18 +114,18 @@ impl Secret {
         Self(StreamOwned::new(session, stream))
     }
 
-    fn send(&mut self, text: &str) {
+    pub(crate) fn send(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).unwrap();
         self.0.flush().unwrap();
     }
 
     /// Reads an answer to its end, which must be that of `body`.
-    fn ask(&mut self, text: &str, body: &str) -> String {
+    pub(crate) fn ask(&mut self, text: &str, body: &str) -> String {
         self.send(text);
         self.until(&format!("\r\n\r\n{body}"))
     }
 
-    fn until(&mut self, end: &str) -> String {
+    pub(crate) fn until(&mut self, end: &str) -> String {
         let mut answer = Vec::new();
         while !answer.ends_with(end.as_bytes()) {
             let mut piece = [0; 4096];
@@ -137,7 +137,7 @@ impl Secret {
     }
 
     /// Everything to the end, and whether the end was told.
-    fn rest(&mut self) -> (Vec<u8>, bool) {
+    pub(crate) fn rest(&mut self) -> (Vec<u8>, bool) {
         let mut all = Vec::new();
         match self.0.read_to_end(&mut all) {
             Ok(_) => (all, true),

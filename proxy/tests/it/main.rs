@@ -6,6 +6,7 @@
 )]
 
 mod breaking;
+mod certificates;
 mod draining;
 mod encryption;
 mod forwarding;
