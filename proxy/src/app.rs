@@ -15,7 +15,7 @@ use crate::config::{Service, Settings};
 use crate::control::{self, Chronicle, Control, Parts};
 use crate::layer::access_log;
 use crate::metrics::Metrics;
-use crate::steer::{Steering, View};
+use crate::steer::{Members, Steering, View};
 use crate::worker::{self, ServiceHandle};
 
 /// The access log may take this long to write its last lines.
@@ -114,6 +114,9 @@ fn start_service(
         lanes,
         View {
             phase: "starting",
+            members: service
+                .is_balanced()
+                .then(|| Members::none_of(service.nodes.len())),
             ..View::default()
         },
     );

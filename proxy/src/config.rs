@@ -20,8 +20,9 @@ use shared::call::Peer;
 pub use shared::config::ConfigError;
 use shared::telemetry::Log;
 
-pub use self::file::{AccessFormat, Durability, Failback, OnAckTimeout, OnTooFarBehind};
+pub use self::file::{AccessFormat, Durability, Failback, Mode, OnAckTimeout, OnTooFarBehind};
 use crate::logic::NodeId;
+use crate::logic::balance::Policy;
 use crate::logic::breaker::BreakerLimits;
 use crate::logic::health::{Patience, Statuses};
 pub use crate::logic::network::Network;
@@ -122,6 +123,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// The hosts it answers for.
     pub hosts: Vec<HostPattern>,
+    /// Whether one node takes writes, or every node takes everything.
+    pub mode: Mode,
     /// Whose word about the client is believed.
     pub trusted: Vec<Network>,
     /// Its nodes, at most 64, in the order of the file.
@@ -136,11 +139,19 @@ pub struct Service {
     pub hold: Hold,
     /// How long nodes may take.
     pub timeouts: Timeouts,
-    /// Who becomes primary, and when.
+    /// How requests are spread over nodes, if all of them take requests.
+    pub balance: Balance,
+    /// Who becomes primary, and when; without meaning where there is none.
     pub failover: Failover,
 }
 
 impl Service {
+    /// Whether every node takes requests, so that there is no primary.
+    #[must_use]
+    pub fn is_balanced(&self) -> bool {
+        self.mode == Mode::HotHot
+    }
+
     /// Whether its nodes have a `syncd`; all have one, or none.
     #[must_use]
     pub fn is_replicated(&self) -> bool {
@@ -277,6 +288,30 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Without traffic in a tunnel.
     pub tunnel_idle: Duration,
+}
+
+/// How requests are spread over nodes.
+#[derive(Clone, Debug)]
+pub struct Balance {
+    /// How the next node is chosen.
+    pub policy: Policy,
+    /// What requests of one kind have in common ([`Policy::Hash`]).
+    pub hash_key: HashKey,
+    /// How long a node that returns takes to its full weight; nothing: it has it at once.
+    pub slow_start: Duration,
+}
+
+/// What of a request decides where it belongs. One that lacks it is told by its client's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    /// The client's address, behind proxies that are believed.
+    ClientIp,
+    /// The value of a field of this name.
+    Header(String),
+    /// The value of a cookie of this name.
+    Cookie(String),
+    /// The path, without the query.
+    Path,
 }
 
 /// Who becomes primary, and when.

@@ -1,7 +1,9 @@
 //! The control plane's driver: one task a service. It hands probes, reports, signs, orders and the clock to the machine that
-//! decides (`logic::failover`), and carries out what comes back, in order.
+//! decides (`logic::failover`), and carries out what comes back, in order. Where every node is active there is nothing to
+//! decide but who can take requests (`logic::fleet`).
 
 mod chronicle;
+mod crew;
 mod driver;
 mod report;
 mod view;
@@ -93,7 +95,6 @@ pub struct Parts {
 /// # Errors
 /// Its record cannot be read.
 pub fn start(parts: Parts, drain: drain::Watch) -> Result<Control, ArbiterError> {
-    let record = parts.place.load()?;
     let service = Arc::clone(parts.handle.service());
     let (orders, ordered) = mpsc::channel(ORDERS_MOST);
     let names: Arc<[Arc<str>]> = service
@@ -101,6 +102,16 @@ pub fn start(parts: Parts, drain: drain::Watch) -> Result<Control, ArbiterError>
         .iter()
         .map(|node| Arc::clone(&node.name))
         .collect();
+    if service.is_balanced() {
+        let (crew, view) = crew::Crew::new(parts);
+        tokio::spawn(crew.run(ordered, drain));
+        return Ok(Control {
+            view,
+            orders,
+            names,
+        });
+    }
+    let record = parts.place.load()?;
     let fresh = shared::model::ClusterId(shared::rng::Rng::new().u64(1..));
     let machine = Failover::new(Arc::new(rules(&service)), record, fresh);
     let (driver, view) = driver::Driver::new(parts, machine);

@@ -4,6 +4,7 @@
 //! head is moved once, behind an `Rc`; what travels through the stack is a few pointers.
 
 mod body;
+pub mod cookie;
 mod deadline;
 pub mod decode;
 pub mod encode;

@@ -4,6 +4,7 @@
 //! future polls the one inside it and nothing is boxed; what is held, gated or tried again may box, because it waits anyway.
 
 pub mod access_log;
+pub mod balance;
 pub mod breaker;
 pub mod checked;
 pub mod deadline;

@@ -1,9 +1,12 @@
 //! Decisions: values in, values out. Nothing here waits, reads a clock or touches the world.
 
+pub mod balance;
 pub mod breaker;
 pub mod failover;
+pub mod fleet;
 pub mod health;
 pub mod network;
+pub mod nodes;
 pub mod outcome;
 pub mod pace;
 pub mod retry;

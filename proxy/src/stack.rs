@@ -12,6 +12,7 @@ use tower::ServiceBuilder;
 use crate::config;
 use crate::exchange::{Deadlines, Peer};
 use crate::layer::access_log::Lines;
+use crate::layer::balance::Balance;
 use crate::layer::breaker::{Breaker, BreakerLayer, Breakers};
 use crate::layer::deadline::{Bounded, DeadlineLayer};
 use crate::layer::forward::{Forward, ForwardLayer};
@@ -175,10 +176,16 @@ fn service_stack(
     let lane = shared.steering.lane(plan.lane);
     let pools = pools(plan, service);
     let (barriers, syncd) = barriers(plan, service);
+    let balance = service.is_balanced().then(|| {
+        let seed = rng.borrow_mut().u64(..);
+        let (lane, breakers) = (Rc::clone(&lane), Arc::clone(&shared.breakers));
+        Balance::new(service, lane, breakers, Rng::with_seed(seed))
+    });
     let desk = Rc::new(Desk::new(
         Rc::clone(&lane),
         service.hold,
         Arc::clone(&shared.breakers),
+        balance,
         Rc::clone(numbers),
     ));
     let knocked = pools.clone();

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::logic::NodeId;
 pub use crate::logic::failover::Gate;
+pub use crate::logic::fleet::Members;
 use crate::logic::stall::Pulse;
 
 /// How many words of the workers may wait for the control plane; what comes on top is dropped, because each word is
@@ -46,6 +47,8 @@ pub struct View {
     pub target: Option<NodeId>,
     /// Who may take safe requests while there is no target.
     pub reads: Option<NodeId>,
+    /// Who may take requests of a service that has no primary (`hot-hot`); it never has a target.
+    pub members: Option<Members>,
     /// What gated responses wait for.
     pub gate: Gate,
     /// How the last change of primary ended.
@@ -64,6 +67,13 @@ impl View {
             Class::Safe => self.reads,
             Class::Write => None,
         })
+    }
+
+    /// Whether there is somebody who takes requests of this class.
+    #[must_use]
+    pub fn is_open(&self, class: Class) -> bool {
+        let members = self.members.as_ref();
+        self.taker(class).is_some() || members.is_some_and(|members| !members.takes.is_empty())
     }
 }
 
@@ -100,6 +110,8 @@ struct Tally {
     released: AtomicU64,
     answered: AtomicU64,
     withheld: AtomicU64,
+    /// Requests under way, node by node; empty if there is a primary, which has them all.
+    nodes: Box<[AtomicU64]>,
 }
 
 /// One service's steering, shared by its control task and all workers.
@@ -124,17 +136,26 @@ impl fmt::Debug for Steering {
 }
 
 impl Steering {
-    /// Begins with everything held. `lanes` is the number of workers; the receiver is the control task's.
+    /// Begins as `first` says. `lanes` is the number of workers; the receiver is the control task's. Whether the service has
+    /// members is decided here for good.
     #[must_use]
     pub fn new(lanes: usize, first: View) -> (Arc<Self>, mpsc::Receiver<Sign>) {
         let (signs, heard) = mpsc::channel(SIGNS_MOST);
+        let nodes = first
+            .members
+            .as_ref()
+            .map_or(0, |members| members.weights.len());
+        let tally = |_| Tally {
+            nodes: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
+            ..Tally::default()
+        };
         let steering = Self {
             turn: AtomicU64::new(first.turn),
             floor: AtomicU64::new(0),
             changed: watch::channel(first.turn).0,
             view: Arc::new(ArcSwap::from_pointee(first)),
             known: Arc::default(),
-            tallies: (0..lanes).map(|_| Tally::default()).collect(),
+            tallies: (0..lanes).map(tally).collect(),
             held: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
             signs,
@@ -182,6 +203,16 @@ impl Steering {
             self.sum(|tally| &tally.safe),
             self.sum(|tally| &tally.writes),
         )
+    }
+
+    /// Requests under way at one of several members.
+    #[must_use]
+    pub fn in_flight_at(&self, node: NodeId) -> u64 {
+        let counts = self
+            .tallies
+            .iter()
+            .filter_map(|tally| tally.nodes.get(node.index()));
+        counts.map(|count| count.load(Relaxed)).sum()
     }
 
     /// Responses to possibly writing requests released since the start: what an asynchronous failover may have lost is at
@@ -349,18 +380,37 @@ impl Lane {
         }
     }
 
+    /// This worker's requests under way at a member.
+    #[must_use]
+    pub fn load(&self, node: NodeId) -> u64 {
+        let counts = &self.steering.tallies[self.lane].nodes;
+        counts
+            .get(node.index())
+            .map_or(0, |count| count.load(Relaxed))
+    }
+
     /// Admits a request against the view in force.
     pub fn admit(self: &Rc<Self>, class: Class) -> Admission {
+        self.admit_by(class, |view| view.taker(class))
+    }
+
+    /// Admits a request to the node that `choose` finds in the view in force.
+    pub fn admit_by(
+        self: &Rc<Self>,
+        class: Class,
+        choose: impl FnOnce(&View) -> Option<NodeId>,
+    ) -> Admission {
         let mut ticket = self.count_in(class);
         let turn = self.steering.turn.load(SeqCst);
         let mut cache = self.view.borrow_mut();
         let view = cache.load();
         // A view newer than the turn is being published this instant; it is as good as in force.
-        match view.taker(class) {
+        match choose(view) {
             Some(node) if view.turn >= turn => {
                 ticket.node = node;
                 ticket.epoch = view.epoch;
                 ticket.turn = view.turn;
+                ticket.settle_in();
                 Admission::Go(ticket)
             }
             _ => Admission::Hold {
@@ -387,6 +437,7 @@ impl Lane {
             epoch: Epoch(0),
             turn: 0,
             withheld: false,
+            settled: false,
         };
         ticket.count().fetch_add(1, SeqCst);
         ticket
@@ -422,6 +473,8 @@ pub struct Ticket {
     epoch: Epoch,
     turn: u64,
     withheld: bool,
+    /// It counts at its node.
+    settled: bool,
 }
 
 impl Ticket {
@@ -470,6 +523,14 @@ impl Ticket {
         }
     }
 
+    /// Counts itself in at its node, if nodes are counted. Only this worker writes there.
+    fn settle_in(&mut self) {
+        if let Some(count) = self.tally().nodes.get(self.node.index()) {
+            count.store(count.load(Relaxed) + 1, Relaxed);
+            self.settled = true;
+        }
+    }
+
     fn tally(&self) -> &Tally {
         &self.lane.steering.tallies[self.lane.lane]
     }
@@ -486,6 +547,11 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if self.withheld {
             self.tally().withheld.fetch_sub(1, SeqCst);
+        }
+        if self.settled
+            && let Some(count) = self.tally().nodes.get(self.node.index())
+        {
+            count.store(count.load(Relaxed).saturating_sub(1), Relaxed);
         }
         self.count().fetch_sub(1, SeqCst);
         self.lane.ease();
@@ -545,6 +611,30 @@ mod tests {
         let lane = steering.lane(0);
         assert_eq!(go(lane.admit(Class::Safe)).node(), NodeId(1));
         assert!(matches!(lane.admit(Class::Write), Admission::Hold { .. }));
+    }
+
+    #[test]
+    fn requests_at_members_count_at_their_node_until_they_end() {
+        let members = Members {
+            takes: [A, NodeId(1)].into_iter().collect(),
+            weights: [100, 100].into(),
+            ..Members::default()
+        };
+        let view = View {
+            members: Some(members),
+            ..View::default()
+        };
+        assert!(view.is_open(Class::Write) && !View::default().is_open(Class::Safe));
+        let (steering, _signs) = Steering::new(2, view);
+        let (lane, other) = (steering.lane(0), steering.lane(1));
+        let at = |lane: &Rc<Lane>, node| go(lane.admit_by(Class::Write, |_| Some(NodeId(node))));
+        let first = at(&lane, 0);
+        let second = (at(&lane, 1), at(&other, 1));
+        assert_eq!((lane.load(A), lane.load(NodeId(1))), (1, 1));
+        assert_eq!(steering.in_flight_at(NodeId(1)), 2);
+        drop(second);
+        first.release();
+        assert_eq!((lane.load(A), steering.in_flight_at(NodeId(1))), (0, 0));
     }
 
     #[test]

@@ -72,6 +72,12 @@ impl ServiceHandle {
         self.0.breakers.phase(node)
     }
 
+    /// How many requests `node` has answered well since the start.
+    #[must_use]
+    pub fn answers(&self, node: NodeId) -> u64 {
+        self.0.breakers.successes(node)
+    }
+
     /// The service's settings.
     #[must_use]
     pub const fn service(&self) -> &Arc<config::Service> {

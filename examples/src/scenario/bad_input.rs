@@ -190,9 +190,9 @@ const CASES: &[Case] = &[
         &["admin", "token_file"],
     ),
     hotwarm(
-        "what is not built yet",
+        "replication without a primary",
         Change::Text("\"hot-warm\"", "\"hot-hot\""),
-        &["hotwarm.toml:10:", "not built yet"],
+        &["hotwarm.toml:", "syncd", "hot-hot"],
     ),
     running(hotwarm(
         "hotwarm's port in use",

@@ -62,11 +62,13 @@ fn service_section(page: &mut String, service: &ServiceView) {
         escape(&service.name),
         service.phase
     );
-    let _ = write!(
-        page,
-        "<p>{}, epoch {}, {} held",
-        service.durability, service.epoch, service.held_requests
-    );
+    let is_led = service.mode != "hot-hot";
+    if is_led {
+        let _ = write!(page, "<p>{}, epoch {}", service.durability, service.epoch);
+    } else {
+        let _ = write!(page, "<p>{}", service.mode);
+    }
+    let _ = write!(page, ", {} held", service.held_requests);
     if service.durability == "standby-ack" {
         let in_sync = if service.in_sync.is_empty() {
             "<span class=\"warn\">nobody</span>".to_owned()
@@ -78,9 +80,17 @@ fn service_section(page: &mut String, service: &ServiceView) {
     if let Some(why) = &service.why {
         let _ = write!(page, "<br><span class=\"why\">{}</span>", escape(why));
     }
-    page.push_str("</p><table><tr><th>node<th>role<th>application<th>breaker<th>syncd<th>lag<th>position<th>could take over</tr>");
+    if is_led {
+        page.push_str("</p><table><tr><th>node<th>role<th>application<th>breaker<th>syncd<th>lag<th>position<th>could take over</tr>");
+    } else {
+        page.push_str("</p><table><tr><th>node<th>application<th>breaker<th>under way</tr>");
+    }
     for node in &service.nodes {
-        node_row(page, node, service.primary.as_deref() == Some(&node.name));
+        if is_led {
+            node_row(page, node, service.primary.as_deref() == Some(&node.name));
+        } else {
+            member_row(page, node);
+        }
     }
     page.push_str("</table>");
     if let Some(last) = &service.last_failover {
@@ -129,6 +139,21 @@ fn node_row(page: &mut String, node: &NodeView, is_primary: bool) {
         lag(&node.lag),
         escape(&positions.join(", ")),
         escape(because)
+    );
+}
+
+/// A node of a service in which every node is active.
+fn member_row(page: &mut String, node: &NodeView) {
+    let health = if node.health == "up" { "good" } else { "bad" };
+    let breaker = if node.breaker == "closed" { "" } else { "warn" };
+    let _ = write!(
+        page,
+        "<tr><td>{}<td><span class=\"{health}\">{}</span><br><span class=\"why\">{}</span><td class=\"{breaker}\">{}<td class=\"n\">{}</tr>",
+        escape(&node.name),
+        node.health,
+        escape(node.health_why.as_deref().unwrap_or("")),
+        node.breaker,
+        node.in_flight
     );
 }
 
@@ -192,6 +217,30 @@ mod tests {
             page.contains("x&amp;y") && page.contains("a&lt;b") && page.contains("&lt;script&gt;")
         );
         assert_eq!(page.matches("<script>").count(), 1, "only the page's own");
+    }
+
+    #[test]
+    fn a_service_without_a_primary_is_shown_without_roles() {
+        let service = ServiceView {
+            name: "x".into(),
+            mode: "hot-hot",
+            nodes: vec![NodeView {
+                name: "a".into(),
+                health: "up",
+                in_flight: 7,
+                ..NodeView::default()
+            }],
+            ..ServiceView::default()
+        };
+        let page = render(&[Arc::new(service)], &[]);
+        assert!(
+            page.contains("<th>under way") && page.contains(">7</tr>"),
+            "{page}"
+        );
+        assert!(
+            !page.contains("could take over") && !page.contains("epoch"),
+            "{page}"
+        );
     }
 
     #[test]

@@ -146,11 +146,14 @@ impl Default for Limits {
     }
 }
 
+/// Who takes requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Mode {
+pub enum Mode {
+    /// One node; others stand by.
     #[default]
     HotWarm,
+    /// Every node.
     HotHot,
 }
 
@@ -178,8 +181,7 @@ pub(super) struct Service {
     pub(super) timeouts: Timeouts,
     #[serde(default)]
     pub(super) balance: Balance,
-    #[serde(default)]
-    pub(super) failover: Failover,
+    pub(super) failover: Option<Failover>,
     #[serde(default)]
     pub(super) route: Vec<Route>,
 }
@@ -310,12 +312,11 @@ impl Default for Timeouts {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Policy {
     RoundRobin,
     Weighted,
-    #[default]
     LeastConn,
     P2cEwma,
     Hash,
@@ -332,7 +333,8 @@ pub(super) enum Sticky {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Balance {
-    pub(super) policy: Policy,
+    pub(super) policy: Option<Policy>,
+    pub(super) hash_key: Option<String>,
     pub(super) sticky: Sticky,
     pub(super) slow_start: Span,
 }
@@ -340,7 +342,8 @@ pub(super) struct Balance {
 impl Default for Balance {
     fn default() -> Self {
         Self {
-            policy: Policy::default(),
+            policy: None,
+            hash_key: None,
             sticky: Sticky::default(),
             slow_start: Span::secs(0),
         }

@@ -170,22 +170,15 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
     let folder = Folder::new("unbuilt");
     for (from, to, place) in [
         (
-            "mode  = \"hot-warm\"",
-            "mode = \"hot-hot\"",
-            "service.0.mode",
-        ),
-        (
             "kind      = \"file\"",
             "kind = \"etcd\"",
             "coordinator.kind",
         ),
-        ("least-conn", "p2c-ewma", "service.0.balance.policy"),
         (
             "sticky = \"off\"",
             "sticky = \"cookie\"",
             "service.0.balance.sticky",
         ),
-        ("\"0s\"", "\"10s\"", "service.0.balance.slow_start"),
         ("\"routing\"", "\"strict\"", "service.0.failover.fencing"),
         (
             "\"primary\"",
@@ -223,6 +216,99 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
             "{error}"
         );
         assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+const HOT_HOT: &str = r#"
+state_dir = "state"
+[[listener]]
+bind = "127.0.0.1:8080"
+[[service]]
+name = "shop"
+mode = "hot-hot"
+[[service.node]]
+name = "a"
+url = "http://127.0.0.1:5001"
+weight = 200
+[[service.node]]
+name = "b"
+url = "http://127.0.0.1:5002"
+[service.balance]
+policy = "hash"
+hash_key = "cookie:session"
+slow_start = "30s"
+"#;
+
+#[test]
+fn a_service_may_have_all_nodes_active_and_be_balanced() {
+    let folder = Folder::new("hot-hot");
+    let settings = folder.load(HOT_HOT).unwrap();
+    let service = &settings.services[0];
+    assert!(service.is_balanced() && !service.is_gated() && !service.is_replicated());
+    let Balance {
+        policy,
+        hash_key,
+        slow_start,
+    } = &service.balance;
+    assert_eq!((*policy, slow_start.as_secs()), (Policy::Hash, 30));
+    assert_eq!(*hash_key, HashKey::Cookie("session".to_owned()));
+    for (name, policy) in [
+        ("round-robin", Policy::RoundRobin),
+        ("weighted", Policy::Weighted),
+        ("least-conn", Policy::LeastConn),
+        ("p2c-ewma", Policy::P2cEwma),
+    ] {
+        let text = HOT_HOT.replace("hash_key = \"cookie:session\"\n", "");
+        let settings = folder.load(&text.replace("\"hash\"", &format!("\"{name}\"")));
+        assert_eq!(settings.unwrap().services[0].balance.policy, policy);
+    }
+    for (text, key) in [
+        ("client-ip", HashKey::ClientIp),
+        ("path", HashKey::Path),
+        ("header:X-User", HashKey::Header("X-User".to_owned())),
+    ] {
+        let settings = folder.load(&HOT_HOT.replace("cookie:session", text));
+        assert_eq!(settings.unwrap().services[0].balance.hash_key, key);
+    }
+}
+
+#[test]
+fn what_makes_no_sense_in_a_service_s_mode_is_refused_with_the_reason() {
+    let folder = Folder::new("modes");
+    for (from, to, words) in [
+        (
+            "[service.balance]",
+            "[service.failover]\n[service.balance]",
+            "service.0.failover: has no meaning with mode = \"hot-hot\": every node is active",
+        ),
+        (
+            "weight = 200",
+            "syncd = \"http://127.0.0.1:7001\"",
+            "service.0.node.0.syncd: has no meaning with mode = \"hot-hot\": syncd copies one writer's data",
+        ),
+        (
+            "weight = 200",
+            "priority = 1",
+            "service.0.node.0.priority: has no meaning with mode = \"hot-hot\"",
+        ),
+        (
+            "\"hash\"",
+            "\"weighted\"",
+            "service.0.balance.hash_key: only belongs to policy = \"hash\"",
+        ),
+        (
+            "cookie:session",
+            "cookie:",
+            "service.0.balance.hash_key: \"cookie:\" is none: \"client-ip\"",
+        ),
+        (
+            "mode = \"hot-hot\"",
+            "mode = \"hot-warm\"",
+            "service.0.balance.policy: has no meaning with mode = \"hot-warm\": the primary has all requests",
+        ),
+    ] {
+        let error = folder.load(&HOT_HOT.replacen(from, to, 1)).unwrap_err();
+        assert!(error.contains(words), "{to}: {error}");
     }
 }
 

@@ -31,14 +31,14 @@ use crate::upstream::probe::{self, How, Observation, Seen};
 use crate::worker::ServiceHandle;
 
 /// How many inputs may wait for the loop.
-const INPUTS_MOST: usize = 256;
+pub(super) const INPUTS_MOST: usize = 256;
 /// Whether the primary answers is looked at this often.
 const PULSE_LOOK: Duration = Duration::from_millis(50);
 /// So long may requests wait without any response before no more are sent: longer than a response may well take, shorter
 /// than what an application's queue should grow by.
 const STALL_AFTER: Duration = Duration::from_millis(250);
 /// What is shown is brought up to date at least this often.
-const SHOW_EVERY: Duration = Duration::from_millis(250);
+pub(super) const SHOW_EVERY: Duration = Duration::from_millis(250);
 /// A response released this long before a report was heard is in that report, whatever the network did.
 const REPORT_SETTLES: Duration = Duration::from_millis(100);
 
@@ -387,7 +387,7 @@ impl Driver {
     }
 }
 
-async fn until(due: Option<Instant>) {
+pub(super) async fn until(due: Option<Instant>) {
     match due {
         Some(due) => clock::sleep_until(due).await,
         None => std::future::pending().await,

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use shared::model::{Lag, Position};
 
+use crate::metrics::Metrics;
+
 /// A service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ServiceView {
@@ -20,7 +22,7 @@ pub struct ServiceView {
     pub epoch: u64,
     /// Who takes writes.
     pub primary: Option<String>,
-    /// `async` or `standby-ack`.
+    /// `async` or `standby-ack`; `none` where nothing is replicated by design (`hot-hot`).
     pub durability: &'static str,
     /// Standbys that have every acknowledged write, on record (`standby-ack`).
     pub in_sync: Vec<String>,
@@ -30,6 +32,43 @@ pub struct ServiceView {
     pub nodes: Vec<NodeView>,
     /// The last change of primary.
     pub last_failover: Option<LastFailover>,
+}
+
+impl ServiceView {
+    /// Shows the same in numbers.
+    pub(super) fn count(&self, metrics: &Metrics) {
+        let service = self.name.as_str();
+        let most = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics
+            .epoch
+            .with_label_values(&[service])
+            .set(most(self.epoch));
+        metrics
+            .held_requests
+            .with_label_values(&[service])
+            .set(most(self.held_requests));
+        for node in &self.nodes {
+            let labels = [service, node.name.as_str()];
+            let is_primary = self.primary.as_ref() == Some(&node.name);
+            metrics
+                .node_primary
+                .with_label_values(&labels)
+                .set(i64::from(is_primary));
+            metrics
+                .node_up
+                .with_label_values(&labels)
+                .set(i64::from(matches!(node.health, "up" | "draining")));
+            metrics
+                .replication_lag_seconds
+                .with_label_values(&labels)
+                .set(node.lag.seconds.unwrap_or(f64::NAN));
+            let bytes = node.lag.bytes.and_then(|bytes| i64::try_from(bytes).ok());
+            metrics
+                .replication_lag_bytes
+                .with_label_values(&labels)
+                .set(bytes.unwrap_or(-1));
+        }
+    }
 }
 
 /// A node.
@@ -53,10 +92,19 @@ pub struct NodeView {
     pub lag: Lag,
     /// Where its sources stand.
     pub position: BTreeMap<String, Position>,
-    /// Whether it could be promoted at this moment.
-    pub promotable: bool,
+    /// Whether it could be promoted at this moment; `null` where there is no primary to become.
+    pub promotable: Option<bool>,
     /// If not, why.
     pub not_promotable_because: Option<String>,
+}
+
+impl NodeView {
+    /// The lag of a node that follows nobody.
+    pub(super) const NO_LAG: Lag = Lag {
+        seconds: Some(0.0),
+        bytes: Some(0),
+        transactions: Some(0),
+    };
 }
 
 /// A change of primary.

@@ -3,6 +3,9 @@
 //!
 //! A success is a store into the worker's own memory. A failure takes the lock, adds up everybody's successes first, and is
 //! judged at once. Whether requests go through freely is one flag that all workers read.
+//!
+//! A breaker is there to send requests elsewhere. Where there is no elsewhere, because the service has a single node or all of
+//! its nodes are in trouble, it lets everything through: an answer that is probably an error beats none.
 
 use std::fmt;
 use std::pin::Pin;
@@ -21,6 +24,7 @@ use tower::{Layer, Service};
 use crate::exchange::{Attempt, Cause, Fault, Reach, Response, UpstreamFault};
 use crate::logic::NodeId;
 use crate::logic::breaker::{Admission, Breaker as Machine, BreakerLimits, Change, Phase, Ticket};
+use crate::logic::nodes::NodeSet;
 use crate::logic::outcome::{Outcome, judge};
 use crate::steer::{Sign, Steering};
 
@@ -28,6 +32,8 @@ use crate::steer::{Sign, Steering};
 pub struct Breakers {
     nodes: Vec<Node>,
     successes: Box<[Tally]>,
+    /// One bit a node: whether it would refuse the next request.
+    broken: AtomicU64,
     changed: watch::Sender<u64>,
     steering: Arc<Steering>,
 }
@@ -84,6 +90,7 @@ impl Breakers {
         Arc::new(Self {
             successes,
             nodes: shown.into_iter().map(node).collect(),
+            broken: AtomicU64::new(0),
             changed: watch::channel(0).0,
             steering,
         })
@@ -93,6 +100,21 @@ impl Breakers {
     #[must_use]
     pub fn phase(&self, node: NodeId) -> Phase {
         self.phase_at(node.index())
+    }
+
+    /// Nodes whose breaker lets nothing more through at this moment.
+    #[must_use]
+    pub fn broken(&self) -> NodeSet {
+        NodeSet::from_bits(self.broken.load(Relaxed))
+    }
+
+    /// How many requests of freely admitted ones `node` has answered well since the start.
+    #[must_use]
+    pub fn successes(&self, node: NodeId) -> u64 {
+        let counts = self.successes.iter();
+        counts
+            .map(|tally| tally.0[node.index()].load(Relaxed))
+            .sum()
     }
 
     /// Hears of every change of any of them.
@@ -121,6 +143,9 @@ impl Breakers {
         for node in ids.map(NodeId) {
             let mut judged = self.lock(node);
             self.count(node, &mut judged, now);
+            if judged.breaker.are_trials_stuck(now) {
+                self.broken.fetch_and(!NodeSet::only(node).bits(), Relaxed);
+            }
             let over = matches!(judged.breaker.phase(), Phase::Refuse(until) if until <= now);
             if over && target != Some(node) {
                 judged.breaker.handle_hope();
@@ -145,11 +170,7 @@ impl Breakers {
     }
 
     fn count(&self, node: NodeId, judged: &mut Judged, now: Instant) {
-        let all = self
-            .successes
-            .iter()
-            .map(|tally| tally.0[node.index()].load(Relaxed))
-            .sum();
+        let all = self.successes(node);
         judged
             .breaker
             .handle_successes(now, u64::wrapping_sub(all, judged.counted));
@@ -160,7 +181,21 @@ impl Breakers {
         let mut judged = self.lock(node);
         let admission = judged.breaker.admit(now);
         self.publish(node, &judged);
+        if matches!(admission, Admission::Refused(_)) && self.is_last(node) {
+            return Admission::Free;
+        }
         admission
+    }
+
+    /// Whether there is no better node than this one, however bad it is.
+    fn is_last(&self, node: NodeId) -> bool {
+        if self.nodes.len() == 1 {
+            return true;
+        }
+        let view = self.steering.view();
+        view.members.as_ref().is_some_and(|members| {
+            members.takes.has(node) && members.takes.except(self.broken()).is_empty()
+        })
     }
 
     fn failed(&self, node: NodeId) {
@@ -174,11 +209,15 @@ impl Breakers {
     fn settle(&self, node: NodeId, ticket: Ticket, outcome: Outcome) {
         let mut judged = self.lock(node);
         let change = judged.breaker.settle(clock::now(), ticket, outcome);
+        self.publish(node, &judged);
         self.announce(node, change, &judged);
     }
 
     fn give_back(&self, node: NodeId, ticket: Ticket) {
-        self.lock(node).breaker.give_back(ticket);
+        let mut judged = self.lock(node);
+        judged.breaker.give_back(ticket);
+        self.publish(node, &judged);
+        drop(judged);
         self.changed.send_modify(|changes| *changes += 1);
     }
 
@@ -198,6 +237,12 @@ impl Breakers {
         let phase = judged.breaker.phase();
         let at = &self.nodes[node.index()];
         at.shut.store(phase != Phase::Admit, SeqCst);
+        let bit = NodeSet::only(node).bits();
+        if judged.breaker.is_shut() {
+            self.broken.fetch_or(bit, Relaxed);
+        } else {
+            self.broken.fetch_and(!bit, Relaxed);
+        }
         let shown = match phase {
             Phase::Admit => 0,
             Phase::Try => 1,
@@ -357,7 +402,7 @@ where
 mod tests {
     use super::*;
     use crate::exchange::{Body, Head, Trail, Upload};
-    use crate::steer::View;
+    use crate::steer::{Members, View};
     use std::cell::RefCell;
     use std::collections::VecDeque;
     use std::future::{Ready, ready};
@@ -415,9 +460,9 @@ mod tests {
                 ..View::default()
             };
             let (steering, signs) = Steering::new(2, view);
-            let gauge = IntGauge::new("g", "g").unwrap();
+            let gauge = |name: &str| IntGauge::new(name, "g").unwrap();
             Self {
-                breakers: Breakers::new(LIMITS, vec![gauge], 2, steering),
+                breakers: Breakers::new(LIMITS, vec![gauge("a"), gauge("b")], 2, steering),
                 signs,
                 script: Script(Rc::default()),
             }
@@ -462,6 +507,40 @@ mod tests {
         assert!(bench.ask(1, 200, later).await.is_ok());
         assert_eq!(bench.breakers.phase(A), Phase::Admit);
         assert_eq!(bench.signs.try_recv(), Ok(Sign::Mended(A)));
+    }
+
+    #[tokio::test]
+    async fn the_last_node_is_asked_however_bad_it_is() {
+        let mut bench = Bench::new();
+        let now = clock::now();
+        let members = |takes: &[u8]| View {
+            members: Some(Members {
+                takes: takes.iter().copied().map(NodeId).collect(),
+                ..Members::default()
+            }),
+            ..View::default()
+        };
+        bench.breakers.steering.publish(members(&[0, 1]));
+        for _ in 0..3 {
+            let _ = bench.ask(0, 500, now).await;
+        }
+        assert_eq!(bench.breakers.broken(), NodeSet::only(A));
+        assert!(bench.ask(0, 200, now).await.is_err(), "there is another");
+        bench.breakers.steering.publish(members(&[0]));
+        assert!(bench.ask(0, 200, now).await.is_ok(), "the other is away");
+        let steering = Arc::clone(&bench.breakers.steering);
+        let gauge = IntGauge::new("alone", "g").unwrap();
+        bench.breakers = Breakers::new(LIMITS, vec![gauge], 2, steering);
+        for _ in 0..9 {
+            assert!(
+                bench.ask(0, 500, now).await.is_ok(),
+                "there never was another"
+            );
+        }
+        assert!(
+            matches!(bench.breakers.phase(A), Phase::Refuse(_)),
+            "it is shown all the same"
+        );
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use shared::clock;
 use tokio::sync::watch;
 use tower::{Layer, Service};
 
+use super::balance::{Balance, Tries};
 use super::breaker::Breakers;
 use crate::config;
 use crate::exchange::{Fault, Request, Response, Trail, Unavailable};
@@ -38,8 +39,22 @@ pub struct Desk {
     lane: Rc<Lane>,
     limits: config::Hold,
     breakers: Arc<Breakers>,
+    balance: Option<Balance>,
     numbers: Rc<ServiceNumbers>,
     pace: Pace,
+}
+
+/// A request that comes again.
+#[derive(Clone, Copy, Debug)]
+pub struct Again {
+    /// Whether it may write.
+    pub class: Class,
+    /// How much memory it takes, in bytes.
+    pub bytes: usize,
+    /// The view it was admitted by before.
+    pub former: u64,
+    /// Where it was tried.
+    pub tries: Tries,
 }
 
 /// What a request that is tried again has to wait for.
@@ -52,18 +67,20 @@ pub enum Until {
 }
 
 impl Desk {
-    /// One worker's desk.
+    /// One worker's desk; with `balance` if all nodes take requests.
     #[must_use]
     pub fn new(
         lane: Rc<Lane>,
         limits: config::Hold,
         breakers: Arc<Breakers>,
+        balance: Option<Balance>,
         numbers: Rc<ServiceNumbers>,
     ) -> Self {
         Self {
             lane,
             limits,
             breakers,
+            balance,
             numbers,
             pace: Pace::default(),
         }
@@ -79,6 +96,19 @@ impl Desk {
     #[must_use]
     pub const fn breakers(&self) -> &Arc<Breakers> {
         &self.breakers
+    }
+
+    /// How requests are spread over nodes, if there is no primary that has them all.
+    #[must_use]
+    pub const fn balance(&self) -> Option<&Balance> {
+        self.balance.as_ref()
+    }
+
+    fn admit(&self, class: Class, trail: &Trail, tries: Tries) -> Admission {
+        match &self.balance {
+            None => self.lane.admit(class),
+            Some(balance) => balance.admit(class, trail, tries),
+        }
     }
 
     /// The longest wait.
@@ -123,14 +153,18 @@ impl Desk {
     /// Nobody took it in time, or too many wait already.
     pub async fn readmit(
         &self,
-        class: Class,
         trail: &Trail,
-        bytes: usize,
-        former: u64,
+        again: Again,
         until: Until,
     ) -> Result<Ticket, Fault> {
+        let Again {
+            class,
+            bytes,
+            former,
+            tries,
+        } = again;
         let moment = match until {
-            Until::Now => match self.lane.admit(class) {
+            Until::Now => match self.admit(class, trail, tries) {
                 Admission::Go(ticket) => return Ok(self.hopeful(ticket, former)),
                 Admission::Hold { .. } => None,
             },
@@ -144,12 +178,12 @@ impl Desk {
                 seat.wait(&mut changes, &mut mended, moment).await;
             }
         }
-        seat.admit(class, former).await
+        seat.admit(class, former, tries).await
     }
 
     /// A node that the control plane sends requests to anew is one that it has reason to believe in.
     fn hopeful(&self, ticket: Ticket, former: u64) -> Ticket {
-        if ticket.turn() > former {
+        if ticket.turn() > former && self.balance.is_none() {
             self.breakers.hope(ticket.node(), ticket.turn());
         }
         ticket
@@ -198,13 +232,13 @@ impl Seat<'_> {
     ///
     /// # Errors
     /// None did in time.
-    pub async fn admit(&self, class: Class, former: u64) -> Result<Ticket, Fault> {
+    pub async fn admit(&self, class: Class, former: u64, tries: Tries) -> Result<Ticket, Fault> {
         let lane = &self.desk.lane;
         let mut changes = lane.steering().changes();
         loop {
             let (view, now) = (lane.current(), clock::now());
             // Its time is up only while nobody takes it: somebody does, so at its end it goes at any pace.
-            if view.taker(class).is_some()
+            if view.is_open(class)
                 && now < self.until
                 && !self.desk.pace.admits(view.turn, lane.pulse(), now)
             {
@@ -215,7 +249,7 @@ impl Seat<'_> {
                 }
                 continue;
             }
-            match lane.admit(class) {
+            match self.desk.admit(class, self.trail, tries) {
                 Admission::Go(ticket) => return Ok(self.desk.hopeful(ticket, former)),
                 Admission::Hold { view } => {
                     if clock::now() >= self.until {
@@ -300,7 +334,7 @@ where
 
     fn call(&mut self, request: Request) -> Holding<S> {
         let class = class(&request.head.method);
-        match self.desk.lane.admit(class) {
+        match self.desk.admit(class, &request.trail, Tries::default()) {
             Admission::Go(ticket) => {
                 Holding(State::Gone(self.inner.call(Admitted { request, ticket })))
             }
@@ -309,7 +343,7 @@ where
                 let bytes = request.head.size();
                 let ticket = Box::pin(async move {
                     let seat = desk.sit_down(&trail, bytes)?;
-                    seat.admit(class, view.turn).await
+                    seat.admit(class, view.turn, Tries::default()).await
                 });
                 let next = Some((request, self.inner.clone()));
                 Holding(State::Waiting(ticket, next))

@@ -21,13 +21,15 @@ use http::Method;
 use shared::clock;
 use tower::{Layer, Service};
 
-use super::hold::{Admitted, Desk, Seat, Until};
+use super::balance::Tries;
+use super::hold::{Admitted, Again, Desk, Seat, Until};
 use crate::config;
 use crate::exchange::{
     Attempt, Body, Cause, Deadlines, Fault, Head, Reach, Replay, Request, Response, Trail, Tried,
     Upload, UpstreamFault,
 };
 use crate::logic::NodeId;
+use crate::logic::outcome::{Outcome, judge};
 use crate::logic::retry::{Budget, Class, Facts, Next, decide, pause};
 use crate::metrics::local::ServiceNumbers;
 use crate::steer::{Class as Kind, Known, Settled, Sign, Ticket, View};
@@ -130,6 +132,8 @@ struct Journey {
     known: Option<Arc<Known>>,
     began: Instant,
     first_failed: Option<Instant>,
+    /// Where it was tried.
+    tried: Tries,
     /// What failed first-hand, for when a breaker only repeats it.
     reason: Option<UpstreamFault>,
     /// Attempts of this epoch that may have been processed.
@@ -203,7 +207,8 @@ impl Journey {
         }
     }
 
-    fn tried(&self, now: Instant, result: &'static str) -> Duration {
+    fn tried(&mut self, now: Instant, result: &'static str) -> Duration {
+        self.tried.add(self.at.node);
         let took = now.saturating_duration_since(self.began);
         self.trail.tried(Tried {
             node: self.at.node,
@@ -258,6 +263,7 @@ where
             ticket: Some(ticket),
             began: now,
             first_failed: None,
+            tried: Tries::default(),
             reason: None,
             tries: 0,
             all_tries: 0,
@@ -359,6 +365,7 @@ impl Rules {
             Ok(response) if self.may_do_better(journey, budget, &response, now) => {
                 let took = journey.tried(now, "status");
                 self.numbers.answered(journey.at.node, took);
+                self.settle(journey.at.node, now, None);
                 let fault = Fault::Upstream(UpstreamFault {
                     node: journey.at.node,
                     reach: Reach::Body,
@@ -369,12 +376,26 @@ impl Rules {
             Ok(response) => {
                 let took = journey.tried(now, "ok");
                 self.numbers.answered(journey.at.node, took);
+                let good = judge(response.status) == Outcome::Good;
+                self.settle(journey.at.node, now, good.then_some(took));
                 Step::Done(match journey.ticket.take() {
                     Some(ticket) => Ok(Answered { response, ticket }),
                     None => Err(journey.abandoned()),
                 })
             }
         }
+    }
+
+    fn settle(&self, node: NodeId, now: Instant, took: Option<Duration>) {
+        if let Some(balance) = self.desk.balance() {
+            balance.settle(node, now, took);
+        }
+    }
+
+    /// Whether there is a sound node where the request was not tried yet.
+    fn has_another(&self, journey: &Journey) -> bool {
+        let balance = self.desk.balance();
+        balance.is_some_and(|balance| balance.has_another(journey.tried))
     }
 
     /// Whether an answer is one that the operator wants to be tried again, and may be.
@@ -414,12 +435,21 @@ impl Rules {
         journey.all_tries += 1;
         journey.tries += u32::from(class == Class::MaybeProcessed);
         self.tell(&failure);
+        if failure.blames_node() {
+            self.settle(failure.node, now, None);
+        }
         let first = *journey.first_failed.get_or_insert(now);
         let late = now.saturating_duration_since(first) >= self.desk.max_wait();
         let facts = self.facts(journey);
         let abandoned = failure.cause == Cause::Abandoned;
         let (is_loss, is_dropped) = (failure.is_loss(), failure.is_dropped());
-        let until = until(&failure, journey.all_tries, now);
+        let until = if self.has_another(journey) {
+            Some(Until::Now)
+        } else {
+            until(&failure, journey.all_tries, now)
+        };
+        // Where there is no primary, nobody can lose that role.
+        let has_primary = self.desk.balance().is_none();
         let fault = Fault::Upstream(match (&failure.cause, &journey.reason) {
             (Cause::Broken(_), Some(reason)) => reason.clone(),
             (Cause::Broken(_), None) => failure,
@@ -435,7 +465,9 @@ impl Rules {
             (Next::Spend, Some(until)) if budget.borrow_mut().withdraw(now) => {
                 Step::Again(class, until, fault)
             }
-            (Next::Spend | Next::GiveUp, _) if facts.repeatable && facts.replayable && is_loss => {
+            (Next::Spend | Next::GiveUp, _)
+                if has_primary && facts.repeatable && facts.replayable && is_loss =>
+            {
                 Step::Outlive(fault, Proof::NotNeeded)
             }
             (Next::Prove, _) if is_dropped && journey.known.is_some() => {
@@ -487,7 +519,8 @@ impl Rules {
         } else {
             self.numbers.retried(Class::MaybeProcessed);
         }
-        seat.admit(journey.kind, at.turn).await.map_err(|_| fault)
+        let admitted = seat.admit(journey.kind, at.turn, journey.tried).await;
+        admitted.map_err(|_| fault)
     }
 
     /// Whether another epoch began in which requests are taken. False as soon as it is certain that none will.
@@ -628,11 +661,15 @@ where
     ) -> Result<Ticket, Fault> {
         journey.ticket = None;
         let desk = &self.rules.desk;
-        let bytes = journey.size();
-        let admitted = desk.readmit(journey.kind, &journey.trail, bytes, journey.at.turn, until);
-        match admitted.await {
+        let again = Again {
+            class: journey.kind,
+            bytes: journey.size(),
+            former: journey.at.turn,
+            tries: journey.tried,
+        };
+        match desk.readmit(&journey.trail, again, until).await {
             // It was not held by a view, but by a node that does not answer: that is the better reason.
-            Err(Fault::Unavailable(_)) if desk.lane().view().target.is_some() => Err(fault),
+            Err(Fault::Unavailable(_)) if desk.lane().view().is_open(Kind::Write) => Err(fault),
             admitted => admitted,
         }
     }

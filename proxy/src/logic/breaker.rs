@@ -124,6 +124,23 @@ impl Breaker {
         self.phase
     }
 
+    /// Whether the next request would be refused, as far as is known without looking at the time.
+    #[must_use]
+    pub const fn is_shut(&self) -> bool {
+        match self.phase {
+            Phase::Admit => false,
+            Phase::Try => self.trials.under_way >= self.limits.half_open_probes,
+            Phase::Refuse(_) => true,
+        }
+    }
+
+    /// Whether all trials are under way and have been for so long that others may begin.
+    #[must_use]
+    pub fn are_trials_stuck(&self, now: Instant) -> bool {
+        let long = |last: Instant| now >= last + self.limits.open_for;
+        self.phase == Phase::Try && self.is_shut() && self.trials.last.is_some_and(long)
+    }
+
     /// Decides about one request.
     pub fn admit(&mut self, now: Instant) -> Admission {
         match self.phase {
@@ -380,8 +397,11 @@ mod tests {
             let ticket = bench.trial(2000);
             assert!(bench.0.give_back(ticket));
         }
+        assert!(!bench.0.is_shut());
         let stuck: Vec<_> = (0..3).map(|_| bench.trial(2000)).collect();
         let again = bench.at(4000);
+        assert!(bench.0.is_shut() && !bench.0.are_trials_stuck(bench.at(3999)));
+        assert!(bench.0.are_trials_stuck(again));
         assert_eq!(bench.0.admit(bench.at(2500)), Admission::Refused(again));
         assert!(matches!(bench.0.admit(again), Admission::Trial(_)));
         for ticket in stuck {

@@ -35,7 +35,9 @@ fn troubled() -> (Node, Arc<AtomicBool>, Arc<AtomicUsize>) {
 #[test]
 fn errors_pass_until_it_opens_and_requests_wait_then() {
     let (a, well, asked) = troubled();
-    let mut proxy = Setup::new(&[&a]).with(BREAKER).threads(2).start();
+    let spare = Node::ok();
+    let nodes = [&a, &spare];
+    let mut proxy = Setup::new(&nodes).with(BREAKER).threads(2).start();
     for _ in 0..3 {
         let answer = proxy.ask(GET);
         assert_eq!(
@@ -73,7 +75,8 @@ fn errors_pass_until_it_opens_and_requests_wait_then() {
 #[test]
 fn a_node_that_stays_in_trouble_is_reached_again_and_again() {
     let (a, _well, asked) = troubled();
-    let proxy = Setup::new(&[&a]).with(BREAKER).start();
+    let spare = Node::ok();
+    let proxy = Setup::new(&[&a, &spare]).with(BREAKER).start();
     let mut statuses = Vec::new();
     for _ in 0..6 {
         statuses.push(proxy.ask(GET).status);
@@ -84,10 +87,25 @@ fn a_node_that_stays_in_trouble_is_reached_again_and_again() {
 }
 
 #[test]
+fn a_service_of_one_node_is_never_made_unavailable_by_its_breaker() {
+    let (a, _, asked) = troubled();
+    let long = BREAKER.replace("300ms", "5m");
+    let mut proxy = Setup::new(&[&a]).with(&long).start();
+    for n in 1..=10 {
+        let answer = proxy.ask(GET);
+        assert_eq!((answer.status, answer.text().as_str()), (500, "sorry"));
+        assert_eq!(asked.load(SeqCst), n);
+    }
+    proxy.await_sign(Sign::Broke(A));
+    assert!(matches!(proxy.handle.breaker(A), Phase::Refuse(_)));
+}
+
+#[test]
 fn a_view_that_sends_requests_there_anew_ends_the_rest() {
     let (a, well, _) = troubled();
     let long = BREAKER.replace("300ms", "5m");
-    let mut proxy = Setup::new(&[&a]).with(&long).start();
+    let spare = Node::ok();
+    let mut proxy = Setup::new(&[&a, &spare]).with(&long).start();
     for _ in 0..3 {
         proxy.ask(GET);
     }

@@ -5,8 +5,10 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod balancing;
 mod breaking;
 mod certificates;
+mod crew;
 mod draining;
 mod encryption;
 mod forwarding;

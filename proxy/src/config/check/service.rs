@@ -1,5 +1,7 @@
 //! One service at a time, and what services may not have in common.
 
+mod balance;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,7 +9,7 @@ use http::Method;
 use shared::call::Peer;
 
 use super::{Check, unique};
-use crate::config::file::{self, Fencing, Mode, Policy, Reads, Sticky};
+use crate::config::file::{self, Fencing, Reads, Sticky};
 use crate::config::{
     Address, Durability, Failover, Health, Hold, Node, Retry, Service, Syncd, Timeouts,
 };
@@ -105,6 +107,10 @@ impl One<'_> {
         self.unbuilt(service);
         let nodes = self.nodes(&service.node);
         self.replication(&nodes);
+        self.all_active(service, &nodes);
+        let failover = service.failover.as_ref();
+        let as_default = file::Failover::default();
+        let failover = failover.unwrap_or(&as_default);
         if nodes.len() == 1 {
             self.check.notes.push(format!(
                 "service {}: one node only; requests wait for it when it is away, and nobody can take over",
@@ -126,31 +132,25 @@ impl One<'_> {
             retry: self.retry(&service.retry),
             timeouts: self.timeouts(&service.timeouts, &service.hold),
             hold: self.hold(&service.hold),
-            failover: self.failover(&service.failover, &nodes),
+            mode: service.mode,
+            balance: self.balance(&service.balance, service.mode),
+            failover: self.failover(failover, &nodes),
             nodes,
         }
     }
 
     fn unbuilt(&mut self, service: &file::Service) {
-        if service.mode == Mode::HotHot {
-            self.not_built("mode", "\"hot-hot\"");
-        }
-        if service.balance.policy != Policy::default() {
-            self.not_built("balance.policy", "a policy other than \"least-conn\"");
-        }
         if service.balance.sticky != Sticky::Off {
             self.not_built("balance.sticky", "\"cookie\"");
-        }
-        if !service.balance.slow_start.0.is_zero() {
-            self.not_built("balance.slow_start", "slow start");
         }
         for n in 0..service.route.len() {
             self.not_built(&format!("route.{n}"), "[[service.route]]");
         }
-        if service.failover.reads != Reads::Primary {
+        let failover = service.failover.as_ref();
+        if failover.is_some_and(|failover| failover.reads != Reads::Primary) {
             self.not_built("failover.reads", "\"any-caught-up\"");
         }
-        if service.failover.fencing != Fencing::Routing {
+        if failover.is_some_and(|failover| failover.fencing != Fencing::Routing) {
             self.not_built("failover.fencing", "\"strict\"");
         }
     }

@@ -7,7 +7,6 @@ use shared::model::{Lag, Role};
 use super::super::view::{NodeView, ServiceView};
 use super::Driver;
 use crate::logic::NodeId;
-use crate::logic::breaker::Phase as BreakerPhase;
 use crate::logic::failover::App;
 
 impl Driver {
@@ -36,7 +35,7 @@ impl Driver {
                 .collect(),
             last_failover: self.last_failover.clone(),
         };
-        self.show_numbers(&view);
+        view.count(&self.metrics);
         self.shown.send_if_modified(|shown| {
             let changed = **shown != view;
             if changed {
@@ -64,11 +63,6 @@ impl Driver {
             App::Up | App::Down => "down",
         };
         let down = health == "down";
-        let breaker = match self.handle.breaker(node) {
-            BreakerPhase::Admit => "closed",
-            BreakerPhase::Try => "half-open",
-            BreakerPhase::Refuse(_) => "open",
-        };
         let because = self.machine.not_promotable(node).filter(|_| !is_primary);
         let (safe, writes) = if is_primary {
             self.steering.in_flight()
@@ -86,7 +80,7 @@ impl Driver {
                     driver.health_why.clone()
                 }
             }),
-            breaker,
+            breaker: self.handle.breaker(node).as_str(),
             in_flight: safe + writes,
             syncd: match (replicated, &driver.report) {
                 (false, _) => "none",
@@ -99,7 +93,7 @@ impl Driver {
                 .as_ref()
                 .map(|report| report.tip.0.clone())
                 .unwrap_or_default(),
-            promotable: because.is_none() && !is_primary,
+            promotable: Some(because.is_none() && !is_primary),
             not_promotable_because: because,
         }
     }
@@ -108,11 +102,7 @@ impl Driver {
     fn lag(&self, node: NodeId) -> Lag {
         let primary = self.machine.record().primary;
         if primary == Some(node) || self.nodes[node.index()].peer.is_none() {
-            return Lag {
-                seconds: Some(0.0),
-                bytes: Some(0),
-                transactions: Some(0),
-            };
+            return NodeView::NO_LAG;
         }
         let told = primary.and_then(|primary| self.nodes[primary.index()].report.as_ref());
         let told = told
@@ -126,38 +116,5 @@ impl Driver {
                 .unwrap_or_default()
         };
         told.map_or_else(own, |peer| peer.lag)
-    }
-
-    pub(super) fn show_numbers(&self, view: &ServiceView) {
-        let service = &*self.service.name;
-        self.metrics
-            .epoch
-            .with_label_values(&[service])
-            .set(i64::try_from(view.epoch).unwrap_or(i64::MAX));
-        self.metrics
-            .held_requests
-            .with_label_values(&[service])
-            .set(i64::try_from(view.held_requests).unwrap_or(i64::MAX));
-        for node in &view.nodes {
-            let labels = [service, node.name.as_str()];
-            let is_primary = view.primary.as_ref() == Some(&node.name);
-            self.metrics
-                .node_primary
-                .with_label_values(&labels)
-                .set(i64::from(is_primary));
-            self.metrics
-                .node_up
-                .with_label_values(&labels)
-                .set(i64::from(matches!(node.health, "up" | "draining")));
-            self.metrics
-                .replication_lag_seconds
-                .with_label_values(&labels)
-                .set(node.lag.seconds.unwrap_or(f64::NAN));
-            let bytes = node.lag.bytes.and_then(|bytes| i64::try_from(bytes).ok());
-            self.metrics
-                .replication_lag_bytes
-                .with_label_values(&labels)
-                .set(bytes.unwrap_or(-1));
-        }
     }
 }

@@ -235,6 +235,7 @@ impl Driver {
             epoch: steer.epoch,
             target: steer.target,
             reads: steer.reads,
+            members: None,
             gate: steer.gate,
             settled,
             phase: steer.phase,

@@ -1,0 +1,99 @@
+//! Services whose nodes are all active: what only they may say, and what they may not.
+
+use super::One;
+use crate::config::file::{self, Mode};
+use crate::config::{Balance, HashKey, Node};
+use crate::logic::balance::Policy;
+
+impl One<'_> {
+    /// Everything that has a meaning only where there is a primary is refused where there is none.
+    pub(super) fn all_active(&mut self, service: &file::Service, nodes: &[Node]) {
+        if service.mode == Mode::HotWarm {
+            return;
+        }
+        if service.failover.is_some() {
+            self.note(
+                "failover",
+                "has no meaning with mode = \"hot-hot\": every node is active, so there is no primary to fail over from; remove [service.failover]",
+            );
+        }
+        for node in nodes {
+            if node.syncd.is_some() {
+                self.note(
+                    &format!("node.{}.syncd", node.id.index()),
+                    "has no meaning with mode = \"hot-hot\": syncd copies one writer's data to standbys, and here every node writes; remove it, or use mode = \"hot-warm\"",
+                );
+            }
+            if node.priority != 0 {
+                self.note(
+                    &format!("node.{}.priority", node.id.index()),
+                    "has no meaning with mode = \"hot-hot\": it orders standbys, and there are none; use weight",
+                );
+            }
+        }
+    }
+
+    pub(super) fn balance(&mut self, balance: &file::Balance, mode: Mode) -> Balance {
+        if mode == Mode::HotWarm {
+            self.one_at_a_time(balance);
+        }
+        let policy = match balance.policy {
+            None => Policy::default(),
+            Some(file::Policy::RoundRobin) => Policy::RoundRobin,
+            Some(file::Policy::Weighted) => Policy::Weighted,
+            Some(file::Policy::LeastConn) => Policy::LeastConn,
+            Some(file::Policy::P2cEwma) => Policy::P2cEwma,
+            Some(file::Policy::Hash) => Policy::Hash,
+        };
+        if balance.hash_key.is_some() && policy != Policy::Hash {
+            self.note(
+                "balance.hash_key",
+                "only belongs to policy = \"hash\"; remove it",
+            );
+        }
+        let hash_key = balance.hash_key.as_deref().unwrap_or("client-ip");
+        Balance {
+            policy,
+            hash_key: self.hash_key(hash_key),
+            slow_start: balance.slow_start.0,
+        }
+    }
+
+    /// The primary has all requests of a `hot-warm` service: there is nothing to choose. The default may be written all the same.
+    fn one_at_a_time(&mut self, balance: &file::Balance) {
+        let why = "has no meaning with mode = \"hot-warm\": the primary has all requests; remove it, or use mode = \"hot-hot\"";
+        let chosen = balance.policy;
+        if chosen.is_some_and(|policy| policy != file::Policy::LeastConn) {
+            self.note("balance.policy", why);
+        }
+        if !balance.slow_start.0.is_zero() {
+            self.note("balance.slow_start", why);
+        }
+    }
+
+    fn hash_key(&mut self, text: &str) -> HashKey {
+        let is_token = |name: &str| {
+            let special = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || special(b))
+        };
+        let read = match (text, text.split_once(':')) {
+            ("client-ip", _) => Some(HashKey::ClientIp),
+            ("path", _) => Some(HashKey::Path),
+            (_, Some(("header", name))) if is_token(name) => Some(HashKey::Header(name.to_owned())),
+            (_, Some(("cookie", name))) if is_token(name) => Some(HashKey::Cookie(name.to_owned())),
+            _ => None,
+        };
+        if read.is_none() {
+            self.note(
+                "balance.hash_key",
+                format!(
+                    "\"{text}\" is none: \"client-ip\", \"path\", \"header:NAME\" or \"cookie:NAME\" is allowed"
+                ),
+            );
+        }
+        read.unwrap_or(HashKey::ClientIp)
+    }
+}
