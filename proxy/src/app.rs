@@ -15,6 +15,7 @@ use crate::config::{Service, Settings};
 use crate::control::{self, Chronicle, Control, Parts};
 use crate::layer::access_log;
 use crate::metrics::Metrics;
+use crate::secret::Secret;
 use crate::steer::{Members, Steering, View};
 use crate::worker::{self, ServiceHandle};
 
@@ -36,6 +37,7 @@ pub async fn run(settings: Settings) -> Result<(), String> {
         .for_each(|note| tracing::warn!("{note}"));
     let settings = Arc::new(settings);
     let arbiter = Arbiter::open(&settings.state_dir).map_err(|error| error.to_string())?;
+    let secret = Secret::open(&settings.state_dir).map_err(|error| error.to_string())?;
     let registry = Registry::new();
     let metrics = Metrics::register(&registry);
     let listener = door::bind(settings.admin.bind)
@@ -65,7 +67,7 @@ pub async fn run(settings: Settings) -> Result<(), String> {
             &metrics,
             &control_watch,
         )?;
-        handles.push(handle);
+        handles.push(handle.signed_with(secret.clone()));
         services.insert(service.name.to_string(), control);
     }
     let workers = worker::start(&settings, &handles, &metrics, log, worker_watch)

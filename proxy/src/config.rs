@@ -297,6 +297,8 @@ pub struct Balance {
     pub policy: Policy,
     /// What requests of one kind have in common ([`Policy::Hash`]).
     pub hash_key: HashKey,
+    /// The cookie that brings a client back to its node, if there is one.
+    pub sticky: Option<Arc<str>>,
     /// How long a node that returns takes to its full weight; nothing: it has it at once.
     pub slow_start: Duration,
 }

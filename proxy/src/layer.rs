@@ -15,4 +15,5 @@ pub mod observe;
 pub mod rescue;
 pub mod retry;
 pub mod route;
+pub mod sticky;
 pub mod strict;

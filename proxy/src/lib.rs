@@ -11,6 +11,7 @@ pub mod exchange;
 pub mod layer;
 pub mod logic;
 pub mod metrics;
+pub mod secret;
 pub mod server;
 pub mod stack;
 pub mod steer;

@@ -26,6 +26,7 @@ use crate::layer::strict::{Strict, StrictLayer};
 use crate::logic::route::Table;
 use crate::metrics::Metrics;
 use crate::metrics::local::{ServiceNumbers, Share};
+use crate::secret::Secret;
 use crate::steer::Steering;
 use crate::upstream::barrier::{Barriers, Door, NotPassed};
 use crate::upstream::client::Terms;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub steering: Arc<Steering>,
     /// Which nodes are in trouble.
     pub breakers: Arc<Breakers>,
+    /// What cookies are signed with.
+    pub secret: Secret,
 }
 
 /// What one worker is built from.
@@ -179,7 +182,13 @@ fn service_stack(
     let balance = service.is_balanced().then(|| {
         let seed = rng.borrow_mut().u64(..);
         let (lane, breakers) = (Rc::clone(&lane), Arc::clone(&shared.breakers));
-        Balance::new(service, lane, breakers, Rng::with_seed(seed))
+        Balance::new(
+            service,
+            lane,
+            breakers,
+            &shared.secret,
+            Rng::with_seed(seed),
+        )
     });
     let desk = Rc::new(Desk::new(
         Rc::clone(&lane),

@@ -30,6 +30,7 @@ use crate::layer::rescue;
 use crate::logic::NodeId;
 use crate::logic::breaker::Phase;
 use crate::metrics::Metrics;
+use crate::secret::Secret;
 use crate::server::{Dates, Failures, Front, House, accept};
 use crate::stack::{self, Built, Plan, Shared, Stack, Upkeep};
 use crate::steer::Steering;
@@ -63,7 +64,15 @@ impl ServiceHandle {
             service,
             steering,
             breakers,
+            secret: Secret::fresh(),
         })
+    }
+
+    /// With cookies that other proxies with the same secret, and this one after a restart, know again.
+    #[must_use]
+    pub fn signed_with(mut self, secret: Secret) -> Self {
+        self.0.secret = secret;
+        self
     }
 
     /// What happens to the next request for `node`.

@@ -13,10 +13,11 @@ const PROXY: &[(&str, &[&str])] = &[
     ("metrics", &["logic"]),
     ("steer", &["logic"]),
     ("tls", &[]),
+    ("secret", &[]),
     ("config", &["logic", "tls"]),
     (
         "layer",
-        &["logic", "exchange", "metrics", "steer", "config"],
+        &["logic", "exchange", "metrics", "steer", "config", "secret"],
     ),
     (
         "upstream",
@@ -26,14 +27,14 @@ const PROXY: &[(&str, &[&str])] = &[
     (
         "stack",
         &[
-            "logic", "exchange", "layer", "upstream", "metrics", "steer", "config",
+            "logic", "exchange", "layer", "upstream", "metrics", "steer", "config", "secret",
         ],
     ),
     (
         "worker",
         &[
             "logic", "exchange", "layer", "upstream", "server", "stack", "metrics", "steer",
-            "config", "tls",
+            "config", "tls", "secret",
         ],
     ),
     ("arbiter", &["logic"]),
@@ -48,7 +49,7 @@ const PROXY: &[(&str, &[&str])] = &[
         "app",
         &[
             "logic", "arbiter", "layer", "upstream", "server", "stack", "worker", "control",
-            "admin", "metrics", "steer", "config",
+            "admin", "metrics", "steer", "config", "secret",
         ],
     ),
     ("cli", &["arbiter", "admin", "config", "app"]),

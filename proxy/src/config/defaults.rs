@@ -84,6 +84,8 @@ pub(super) const GATE_METHODS: [&str; 4] = ["POST", "PUT", "PATCH", "DELETE"];
 pub(super) const MAX_LAG: Span = Span::secs(5);
 /// Seconds of writing at full speed.
 pub(super) const MAX_LAG_BYTES: Size = Size(64 << 20);
+/// Nobody else's.
+pub(super) const COOKIE: &str = "hotwarm_node";
 /// Longer than a restart, so that two sick nodes do not hand the role to and fro.
 pub(super) const MIN_INTERVAL: Span = Span::secs(30);
 

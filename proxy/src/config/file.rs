@@ -336,6 +336,7 @@ pub(super) struct Balance {
     pub(super) policy: Option<Policy>,
     pub(super) hash_key: Option<String>,
     pub(super) sticky: Sticky,
+    pub(super) cookie: Option<String>,
     pub(super) slow_start: Span,
 }
 
@@ -345,6 +346,7 @@ impl Default for Balance {
             policy: None,
             hash_key: None,
             sticky: Sticky::default(),
+            cookie: None,
             slow_start: Span::secs(0),
         }
     }

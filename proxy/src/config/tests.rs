@@ -174,11 +174,6 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
             "kind = \"etcd\"",
             "coordinator.kind",
         ),
-        (
-            "sticky = \"off\"",
-            "sticky = \"cookie\"",
-            "service.0.balance.sticky",
-        ),
         ("\"routing\"", "\"strict\"", "service.0.failover.fencing"),
         (
             "\"primary\"",
@@ -248,8 +243,10 @@ fn a_service_may_have_all_nodes_active_and_be_balanced() {
     let Balance {
         policy,
         hash_key,
+        sticky,
         slow_start,
     } = &service.balance;
+    assert_eq!(*sticky, None);
     assert_eq!((*policy, slow_start.as_secs()), (Policy::Hash, 30));
     assert_eq!(*hash_key, HashKey::Cookie("session".to_owned()));
     for (name, policy) in [
@@ -269,6 +266,32 @@ fn a_service_may_have_all_nodes_active_and_be_balanced() {
     ] {
         let settings = folder.load(&HOT_HOT.replace("cookie:session", text));
         assert_eq!(settings.unwrap().services[0].balance.hash_key, key);
+    }
+}
+
+#[test]
+fn clients_may_stick_to_nodes_by_a_cookie_of_any_name() {
+    let folder = Folder::new("sticky");
+    let with =
+        |keys: &str| folder.load(&HOT_HOT.replace("slow_start", &format!("{keys}\nslow_start")));
+    let name = |keys: &str| with(keys).unwrap().services[0].balance.sticky.clone();
+    assert_eq!(name("sticky = \"cookie\"").as_deref(), Some("hotwarm_node"));
+    assert_eq!(
+        name("sticky = \"cookie\"\ncookie = \"SRV\"").as_deref(),
+        Some("SRV")
+    );
+    for (keys, words) in [
+        (
+            "cookie = \"SRV\"",
+            "balance.cookie: only belongs to sticky = \"cookie\"",
+        ),
+        (
+            "sticky = \"cookie\"\ncookie = \"a b\"",
+            "balance.cookie: is not the name of a cookie",
+        ),
+    ] {
+        let error = with(keys).unwrap_err();
+        assert!(error.contains(words), "{error}");
     }
 }
 

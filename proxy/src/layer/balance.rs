@@ -12,11 +12,13 @@ use shared::clock;
 use shared::rng::Rng;
 
 use super::breaker::Breakers;
+use super::sticky::Sticky;
 use crate::config::{self, HashKey};
-use crate::exchange::{Trail, cookie};
+use crate::exchange::{Response, Trail, cookie};
 use crate::logic::NodeId;
 use crate::logic::balance::{Balancer, Field, Policy, candidates, key};
 use crate::logic::nodes::NodeSet;
+use crate::secret::Secret;
 use crate::steer::{Admission, Class, Lane, Members};
 
 /// The nodes that a request was tried at.
@@ -42,6 +44,7 @@ pub struct Balance {
     lane: Rc<Lane>,
     breakers: Arc<Breakers>,
     rules: config::Balance,
+    sticky: Option<Sticky>,
     balancer: RefCell<Balancer>,
 }
 
@@ -52,14 +55,17 @@ impl Balance {
         service: &config::Service,
         lane: Rc<Lane>,
         breakers: Arc<Breakers>,
+        secret: &Secret,
         rng: Rng,
     ) -> Self {
+        let cookie = service.balance.sticky.as_deref();
         let names = service.nodes.iter().map(|node| &*node.name);
         Self {
             lane,
             breakers,
             balancer: RefCell::new(Balancer::new(service.balance.policy, names, rng)),
             rules: service.balance.clone(),
+            sticky: cookie.map(|name| Sticky::new(service, name, secret)),
         }
     }
 
@@ -73,6 +79,13 @@ impl Balance {
 
     fn choose(&self, members: &Members, trail: &Trail, tries: Tries) -> Option<NodeId> {
         let (up, broken) = (members.takes, self.breakers.broken());
+        if let Some(kept) = self.kept(trail) {
+            // A node that is being drained keeps the clients that it has.
+            let up = up.or(members.keeps.among(NodeSet::only(kept)));
+            if candidates(up, broken, tries.all, tries.last).has(kept) {
+                return Some(kept);
+            }
+        }
         let field = Field {
             among: candidates(up, broken, tries.all, tries.last),
             weights: &members.weights,
@@ -81,6 +94,24 @@ impl Balance {
         };
         let mut balancer = self.balancer.borrow_mut();
         balancer.choose(field, |node| self.lane.load(node))
+    }
+
+    /// The node that the client was sent to before.
+    fn kept(&self, trail: &Trail) -> Option<NodeId> {
+        self.sticky.as_ref()?.node(trail)
+    }
+
+    /// Whether responses have to be marked with the node that they come from.
+    #[must_use]
+    pub const fn sticks(&self) -> bool {
+        self.sticky.is_some()
+    }
+
+    /// Lets the client come back to the node that answered it.
+    pub fn stick(&self, trail: &Trail, response: &mut Response) {
+        if let Some(sticky) = &self.sticky {
+            sticky.stick(trail, response);
+        }
     }
 
     /// Whether there is a sound node where a request was not tried yet.

@@ -319,6 +319,14 @@ pub struct Hold<S> {
     desk: Rc<Desk>,
 }
 
+impl<S> Hold<S> {
+    fn mark(&self, request: &Request) -> Option<Mark> {
+        let balance = self.desk.balance.as_ref()?;
+        let mark = || (Rc::clone(&self.desk), Rc::clone(&request.trail));
+        balance.sticks().then(mark)
+    }
+}
+
 impl<S> Service<Request> for Hold<S>
 where
     S: Service<Admitted, Response = Response, Error = Fault> + Clone + Unpin,
@@ -336,9 +344,12 @@ where
         let class = class(&request.head.method);
         match self.desk.admit(class, &request.trail, Tries::default()) {
             Admission::Go(ticket) => {
-                Holding(State::Gone(self.inner.call(Admitted { request, ticket })))
+                let mark = self.mark(&request);
+                let call = self.inner.call(Admitted { request, ticket });
+                Holding(State::Gone(call), mark)
             }
             Admission::Hold { view } => {
+                let mark = self.mark(&request);
                 let (desk, trail) = (Rc::clone(&self.desk), Rc::clone(&request.trail));
                 let bytes = request.head.size();
                 let ticket = Box::pin(async move {
@@ -346,7 +357,7 @@ where
                     seat.admit(class, view.turn, Tries::default()).await
                 });
                 let next = Some((request, self.inner.clone()));
-                Holding(State::Waiting(ticket, next))
+                Holding(State::Waiting(ticket, next), mark)
             }
         }
     }
@@ -356,7 +367,10 @@ type Waiting = Pin<Box<dyn Future<Output = Result<Ticket, Fault>>>>;
 
 /// A request that waits, or is on its way.
 #[must_use]
-pub struct Holding<S: Service<Admitted>>(State<S>);
+pub struct Holding<S: Service<Admitted>>(State<S>, Option<Mark>);
+
+/// Whose response is to be marked with its node, and by whom.
+type Mark = (Rc<Desk>, Rc<Trail>);
 
 enum State<S: Service<Admitted>> {
     /// For a ticket, to go there.
@@ -378,10 +392,18 @@ where
     type Output = Result<Response, Fault>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self(state) = self.get_mut();
+        let Self(state, mark) = self.get_mut();
         loop {
             match state {
-                State::Gone(call) => return Pin::new(call).poll(context),
+                State::Gone(call) => {
+                    let mut result = ready!(Pin::new(call).poll(context));
+                    if let (Some((desk, trail)), Ok(response)) = (&*mark, &mut result)
+                        && let Some(balance) = &desk.balance
+                    {
+                        balance.stick(trail, response);
+                    }
+                    return Poll::Ready(result);
+                }
                 State::Waiting(ticket, next) => {
                     let ticket = ready!(ticket.as_mut().poll(context))?;
                     let Some((request, mut inner)) = next.take() else {

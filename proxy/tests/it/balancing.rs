@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use proxy::logic::NodeId;
 use proxy::logic::fleet::Members;
+use proxy::secret::Secret;
 use proxy::steer::{Sign, View};
 
-use crate::harness::{A, Act, B, Node, Proxy, Setup, nobody};
+use crate::harness::{A, Act, Answer, B, Node, Proxy, Setup, nobody};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
@@ -59,22 +60,21 @@ fn a_busy_node_gets_no_more_while_another_is_idle() {
     let (a, b) = (Node::acts([stuck]), Node::ok());
     let proxy = balanced(&[&a, &b], &[A, B], "");
     let mut first = proxy.client();
-    // Whoever got it, the next ones go to the other; the one that is stuck has exactly one.
     first.send(GET);
-    proxy.until("it is under way", |proxy| {
-        proxy.steering.in_flight_at(A) + proxy.steering.in_flight_at(B) == 1
-            || proxy.steering.pulse().answered == 1
+    let asked_first = |proxy: &Proxy| proxy.steering.in_flight_at(A) == 1;
+    proxy.until("one of them has it", |proxy| {
+        asked_first(proxy) || proxy.steering.pulse().answered == 1
     });
-    if proxy.steering.in_flight_at(A) == 0 {
+    if !asked_first(&proxy) {
         // b answered it; the turn is a's.
         assert_eq!(first.answer().text(), "ok");
         first.send(GET);
-        proxy.until("a has it", |proxy| proxy.steering.in_flight_at(A) == 1);
     }
+    a.seen();
     for _ in 0..20 {
         assert_eq!(proxy.ask(GET).text(), "ok");
     }
-    assert_eq!(a.rest().len(), 1);
+    assert!(a.rest().is_empty());
     tell.send(()).unwrap();
     assert_eq!(first.answer().text(), "late");
 }
@@ -187,4 +187,102 @@ fn who_waits_in_vain_for_any_node_is_told_so() {
         (503, Some("1"))
     );
     assert!(a.rest().is_empty());
+}
+
+/// The cookie that an answer sets, as `name=value`, and its attributes.
+fn cookie(answer: &Answer) -> Option<(String, String)> {
+    let (pair, attributes) = answer.field("set-cookie")?.split_once("; ")?;
+    Some((pair.to_owned(), attributes.to_owned()))
+}
+
+fn with_cookie(pair: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: x=1; {pair}\r\n\r\n")
+}
+
+const STICKY: &str = "[service.balance]\npolicy = \"round-robin\"\nsticky = \"cookie\"";
+
+#[test]
+fn a_client_with_a_cookie_returns_to_its_node() {
+    let (a, b, c) = (named("a"), named("b"), named("c"));
+    let proxy = balanced(&[&a, &b, &c], &[A, B, C], STICKY);
+    for _ in 0..3 {
+        let first = proxy.ask(GET);
+        let (pair, attributes) = cookie(&first).unwrap();
+        assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Lax");
+        let value = pair.strip_prefix("hotwarm_node=").unwrap();
+        assert!(value.len() == 32 && value.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        for _ in 0..6 {
+            let again = proxy.ask(&with_cookie(&pair));
+            assert_eq!(again.text(), first.text());
+            assert_eq!(cookie(&again), None, "it has it already");
+        }
+    }
+    let made_up = proxy.ask(&with_cookie(
+        "hotwarm_node=00000000000000000000000000000000",
+    ));
+    assert!(
+        cookie(&made_up).is_some(),
+        "what nobody gave out is replaced"
+    );
+}
+
+#[test]
+fn a_client_whose_node_is_gone_gets_another_and_its_cookie() {
+    let (a, b) = (named("a"), named("b"));
+    let proxy = balanced(&[&a, &b], &[A, B], STICKY);
+    let first = proxy.ask(GET);
+    let (pair, _) = cookie(&first).unwrap();
+    let (here, there) = if first.text() == "a" { (A, B) } else { (B, A) };
+    proxy.steering.publish(members(&[there]));
+    let second = proxy.ask(&with_cookie(&pair));
+    assert_ne!(second.text(), first.text());
+    let (other, _) = cookie(&second).unwrap();
+    proxy.steering.publish(members(&[A, B]));
+    assert_eq!(proxy.ask(&with_cookie(&other)).text(), second.text());
+    let draining = View {
+        members: members(&[there]).members.map(|rest| Members {
+            keeps: [here].into_iter().collect(),
+            ..rest
+        }),
+        ..members(&[])
+    };
+    proxy.steering.publish(draining);
+    let kept = proxy.ask(&with_cookie(&pair));
+    assert_eq!(
+        kept.text(),
+        first.text(),
+        "a drained node keeps its clients"
+    );
+    assert_eq!(cookie(&kept), None);
+    for _ in 0..4 {
+        assert_eq!(proxy.ask(GET).text(), second.text(), "and gets no others");
+    }
+}
+
+#[test]
+fn a_cookie_does_not_bind_a_request_to_a_node_that_failed_it() {
+    let (a, dead) = (Node::ok(), nobody());
+    let setup = Setup::addresses(&[dead, a.address]).view(members(&[A, B]));
+    let cookies = setup.with(&format!("{STICKY}\ncookie = \"SRV\""));
+    let proxy = cookies.start_as("mode = \"hot-hot\"");
+    let secret = Secret::fresh();
+    let unknown = String::from_utf8(secret.mark(&[b"node", b"shop", b"a"]).to_vec()).unwrap();
+    for _ in 0..4 {
+        let answer = proxy.ask(&with_cookie(&format!("SRV={unknown}")));
+        assert_eq!(answer.status, 200);
+        assert!(
+            cookie(&answer).unwrap().0.starts_with("SRV="),
+            "marked with who answered"
+        );
+    }
+}
+
+#[test]
+fn a_cookie_that_came_over_tls_is_not_sent_without() {
+    let a = Node::ok();
+    let proxy = balanced(&[&a], &[A], STICKY);
+    let behind = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n";
+    let answer = proxy.ask(behind);
+    let (_, attributes) = cookie(&answer).unwrap();
+    assert!(attributes.ends_with("; Secure"), "{attributes}");
 }

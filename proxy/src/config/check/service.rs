@@ -9,7 +9,7 @@ use http::Method;
 use shared::call::Peer;
 
 use super::{Check, unique};
-use crate::config::file::{self, Fencing, Reads, Sticky};
+use crate::config::file::{self, Fencing, Reads};
 use crate::config::{
     Address, Durability, Failover, Health, Hold, Node, Retry, Service, Syncd, Timeouts,
 };
@@ -140,9 +140,6 @@ impl One<'_> {
     }
 
     fn unbuilt(&mut self, service: &file::Service) {
-        if service.balance.sticky != Sticky::Off {
-            self.not_built("balance.sticky", "\"cookie\"");
-        }
         for n in 0..service.route.len() {
             self.not_built(&format!("route.{n}"), "[[service.route]]");
         }

@@ -1,7 +1,10 @@
 //! Services whose nodes are all active: what only they may say, and what they may not.
 
+use std::sync::Arc;
+
 use super::One;
-use crate::config::file::{self, Mode};
+use crate::config::defaults as default;
+use crate::config::file::{self, Mode, Sticky};
 use crate::config::{Balance, HashKey, Node};
 use crate::logic::balance::Policy;
 
@@ -55,6 +58,7 @@ impl One<'_> {
         Balance {
             policy,
             hash_key: self.hash_key(hash_key),
+            sticky: self.sticky(balance),
             slow_start: balance.slow_start.0,
         }
     }
@@ -69,16 +73,32 @@ impl One<'_> {
         if !balance.slow_start.0.is_zero() {
             self.note("balance.slow_start", why);
         }
+        if balance.sticky == Sticky::Cookie {
+            self.note("balance.sticky", why);
+        }
+    }
+
+    fn sticky(&mut self, balance: &file::Balance) -> Option<Arc<str>> {
+        let name = balance.cookie.as_deref();
+        if name.is_some_and(|name| !is_token(name)) {
+            self.note(
+                "balance.cookie",
+                "is not the name of a cookie: letters, digits and !#$%&'*+-.^_`|~ are allowed",
+            );
+        }
+        if balance.sticky == Sticky::Off {
+            if name.is_some() {
+                self.note(
+                    "balance.cookie",
+                    "only belongs to sticky = \"cookie\"; remove it",
+                );
+            }
+            return None;
+        }
+        Some(name.unwrap_or(default::COOKIE).into())
     }
 
     fn hash_key(&mut self, text: &str) -> HashKey {
-        let is_token = |name: &str| {
-            let special = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
-            !name.is_empty()
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || special(b))
-        };
         let read = match (text, text.split_once(':')) {
             ("client-ip", _) => Some(HashKey::ClientIp),
             ("path", _) => Some(HashKey::Path),
@@ -96,4 +116,13 @@ impl One<'_> {
         }
         read.unwrap_or(HashKey::ClientIp)
     }
+}
+
+/// Whether it may name a field or a cookie (RFC 9110 §5.6.2).
+fn is_token(name: &str) -> bool {
+    let special = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || special(b))
 }
