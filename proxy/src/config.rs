@@ -114,6 +114,8 @@ pub struct Limits {
     pub max_header_bytes: usize,
     /// The number of its fields.
     pub max_headers: usize,
+    /// How many requests may be under way at once on one connection, if its protocol allows more than one.
+    pub max_streams: u32,
 }
 
 /// One application behind the proxy.

@@ -1,5 +1,7 @@
 //! Towards clients: accept, shake hands if the connection is encrypted, one task per connection, drain.
 //!
+//! Which protocol a connection speaks is negotiated (ALPN) if it is encrypted; otherwise its first bytes say so.
+//!
 //! HTTP/1.1 is spoken by a codec of our own, for two reasons: what can be read in two ways is refused where it is read (both
 //! framings at once, say, which a library has resolved before we see it), and fields that nobody looks at are passed on as
 //! bytes, which is most of what a proxy does.
@@ -11,6 +13,7 @@ mod connection;
 mod failures;
 mod handshake;
 mod head;
+mod http2;
 mod introduction;
 mod line;
 mod outgoing;
@@ -29,9 +32,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use shared::clock;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -55,6 +58,9 @@ const POLITE_WITHIN: Duration = Duration::from_secs(4);
 const LINGER: Duration = Duration::from_secs(2);
 /// How much it may send, in bytes.
 const LINGER_BYTES: usize = 1 << 20;
+
+/// What HTTP/2 is called when protocols are negotiated.
+const HTTP2: &[u8] = b"h2";
 
 /// What one worker needs to serve clients of one listener.
 pub struct Front<S> {
@@ -239,8 +245,13 @@ async fn begin<S: Serves>(stream: TcpStream, peer: SocketAddr, front: Rc<Front<S
     };
     // On the heap, so that an established connection does not carry the size of a handshake.
     let shaken = Box::pin(handshake::shake(stream, peer, &acceptor, &front)).await;
-    if let Some(stream) = shaken {
-        let client = front.meet(&stream, client);
+    let Some(stream) = shaken else {
+        return;
+    };
+    let client = front.meet(&stream, client);
+    if stream.get_ref().1.alpn_protocol() == Some(HTTP2) {
+        Box::pin(http2::serve(stream, BytesMut::new(), client, front, guest)).await;
+    } else {
         connection::serve(stream, client, front, guest).await;
     }
 }
@@ -254,7 +265,13 @@ async fn turn_away<S>(stream: TcpStream, peer: SocketAddr, front: &Front<S>) {
         None => say(stream, &front.too_many).await,
         Some(acceptor) => {
             if let Ok(stream) = acceptor.accept(stream).await {
-                say(stream, &front.too_many).await;
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+                let words = if is_http2 {
+                    http2::TOO_MANY
+                } else {
+                    &front.too_many
+                };
+                say(stream, words).await;
             }
         }
     }
@@ -268,7 +285,7 @@ async fn say<T: Carrier>(mut stream: T, words: &[u8]) {
 }
 
 /// Ends a connection whose client may still be sending: closing it at once would destroy the response on its way.
-async fn linger<T: Carrier>(line: &Line<T>) {
+async fn linger<T: AsyncRead + AsyncWrite + Unpin + 'static>(line: &Line<T>) {
     let mut left = LINGER_BYTES;
     let _ = timeout(
         LINGER,

@@ -145,8 +145,8 @@ pub enum SetUpError {
     Thread(#[source] io::Error),
 }
 
-/// Makes what a listener offers: TLS 1.2 and 1.3 with session tickets, HTTP/1.1, and the certificate that fits, the first one
-/// if none does. The files are watched for as long as the offer lives.
+/// Makes what a listener offers: TLS 1.2 and 1.3 with session tickets, HTTP/2 and HTTP/1.1, and the certificate that fits, the
+/// first one if none does. The files are watched for as long as the offer lives.
 ///
 /// Where clients show certificates, no session is resumed: a resumed one would be believed without another look, also when
 /// its certificate has ended since, or those who certify clients have changed.
@@ -177,7 +177,7 @@ fn offer_watched(
         Some(verifier) => config.with_client_cert_verifier(Arc::<Verifier>::clone(verifier)),
     };
     let mut config = config.with_cert_resolver(Arc::<Chooser>::clone(&chooser));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     if verifier.is_some() {
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

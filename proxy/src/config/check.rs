@@ -27,6 +27,8 @@ const HEADER_BYTES_LEAST: u64 = 8 << 10;
 const HEADER_BYTES_MOST: u64 = 1 << 20;
 /// A header map cannot hold more than 32768 names; far below that, no honest client sends more.
 const HEADERS_MOST: usize = 1000;
+/// The most streams that may be open at once on a connection.
+const STREAMS_MOST: u32 = 10_000;
 /// All of them are looked through at every handshake.
 const CERTIFICATES_MOST: usize = 100;
 
@@ -371,6 +373,15 @@ impl Check {
                 format!("{} is too many: at most {HEADERS_MOST}", limits.max_headers),
             );
         }
+        if !(1..=STREAMS_MOST).contains(&limits.max_streams) {
+            self.note(
+                &sub("max_streams"),
+                format!(
+                    "{} is out of range: 1 to {STREAMS_MOST} is allowed",
+                    limits.max_streams
+                ),
+            );
+        }
         Limits {
             max_connections: self.at_least_one(&sub("max_connections"), limits.max_connections),
             header_timeout: self.span(&sub("header_timeout"), limits.header_timeout),
@@ -378,6 +389,7 @@ impl Check {
             body_idle_timeout: self.span(&sub("body_idle_timeout"), limits.body_idle_timeout),
             max_header_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             max_headers: self.at_least_one(&sub("max_headers"), limits.max_headers),
+            max_streams: limits.max_streams,
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) const BODY_IDLE_TIMEOUT: Span = Span::secs(30);
 pub(super) const MAX_HEADER_BYTES: Size = Size(64 << 10);
 /// Twice what a browser behind two proxies sends; up to here the parser needs no memory of its own.
 pub(super) const MAX_HEADERS: usize = 100;
+/// What common servers allow; RFC 9113 §6.5.2 advises at least 100.
+pub(super) const MAX_STREAMS: u32 = 128;
 /// Room for finer shares on both sides.
 pub(super) const WEIGHT: u32 = 100;
 /// More than the workers of an application server, less than its backlog (2048 in gunicorn).

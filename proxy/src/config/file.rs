@@ -131,6 +131,7 @@ pub(super) struct Limits {
     pub(super) body_idle_timeout: Span,
     pub(super) max_header_bytes: Size,
     pub(super) max_headers: usize,
+    pub(super) max_streams: u32,
 }
 
 impl Default for Limits {
@@ -142,6 +143,7 @@ impl Default for Limits {
             body_idle_timeout: default::BODY_IDLE_TIMEOUT,
             max_header_bytes: default::MAX_HEADER_BYTES,
             max_headers: default::MAX_HEADERS,
+            max_streams: default::MAX_STREAMS,
         }
     }
 }

@@ -416,6 +416,34 @@ impl Fields {
         out.extend_from_slice(&self.more);
     }
 
+    /// About how many lines [`Fields::into_lines`] gives.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Gives every field, except those in `skip`, as its name and its value, which is not copied.
+    pub fn into_lines(self, skip: FieldSet, mut take: impl FnMut(&[u8], Bytes)) {
+        for entry in &self.entries {
+            if entry.live && !skip.has(entry.id) {
+                let Span { from, to } = entry.value;
+                let value = self.raw.slice(from as usize..to as usize);
+                take(entry.name.of(&self.raw), value);
+            }
+        }
+        let more = Bytes::from(self.more);
+        let mut rest = &more[..];
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let (line, later) = rest.split_at(end + 1);
+            rest = later;
+            // As it was added: see `Fields::add`.
+            if let Some(colon) = memchr::memchr(b':', line) {
+                let value = &line[(colon + 2).min(line.len())..line.len().saturating_sub(2)];
+                take(&line[..colon], more.slice_ref(value));
+            }
+        }
+    }
+
     /// About how much memory they take.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -476,6 +504,23 @@ mod tests {
         let skip = FieldSet::of(&[FieldId::Host]);
         assert_eq!(written(&fields, skip), "X-B: 3\r\nx-new: 4\r\n");
         assert_eq!(fields.iter().count(), 2);
+    }
+
+    #[test]
+    fn lines_are_what_would_be_written() {
+        let mut fields = fields("Host: a\r\nTE: x\r\nX-A:1\r\nX-B: \r\n");
+        fields.add("x-new", b"4: 5");
+        fields.add("x-empty", b"");
+        fields.remove_named(b"X-A");
+        let skip = FieldSet::of(&[FieldId::Te]);
+        let mut lines = String::new();
+        fields.clone().into_lines(skip, |name, value| {
+            let (name, value) = (name.to_vec(), value.to_vec());
+            lines += &String::from_utf8(name).unwrap();
+            lines += &format!(": {}\r\n", String::from_utf8(value).unwrap());
+        });
+        assert_eq!(lines, written(&fields, skip));
+        assert_eq!(lines, "Host: a\r\nX-B: \r\nx-new: 4: 5\r\nx-empty: \r\n");
     }
 
     #[test]

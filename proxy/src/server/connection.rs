@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::head::{self, Parsed, Refused};
 use super::line::{Carrier, Line};
 use super::outgoing::{Asked, Broken, Outgoing};
-use super::{Front, Guest, LINGER, linger};
+use super::{Front, Guest, LINGER, http2, linger};
 use crate::exchange::{Body, Deadline, Fault, Head, Peer, Request, Response, Trail};
 
 /// No request waits this long without a deadline of its own inside.
@@ -63,6 +63,8 @@ enum After {
     Linger,
     /// Nothing, and the client must not take what it got for whole.
     Reset,
+    /// Another protocol.
+    Http2,
 }
 
 /// One connection.
@@ -100,6 +102,16 @@ pub(super) async fn serve<S: Serves, T: Carrier>(
         match Box::pin(session.work()).await {
             After::Again if session.rest().await => (),
             After::Again => break After::Close,
+            After::Http2 => {
+                let Session {
+                    line, peer, front, ..
+                } = session;
+                if let Some((stream, before)) = line.give_up() {
+                    // On the heap, so that others do not carry its size.
+                    Box::pin(http2::serve(stream, before, peer, front, guest)).await;
+                }
+                return;
+            }
             after @ (After::Close | After::Abort | After::Linger | After::Reset) => break after,
         }
     };
@@ -119,6 +131,7 @@ impl<S: Serves, T: Carrier> Session<S, T> {
                 Next::Refused(refused) => self.refuse(refused).await,
                 Next::Idle => return After::Again,
                 Next::End => return After::Close,
+                Next::Http2 => return After::Http2,
             };
             if after != After::Again {
                 return after;
@@ -156,10 +169,12 @@ impl<S: Serves, T: Carrier> Session<S, T> {
     /// Waits for the next request's head.
     async fn next(&mut self) -> Next {
         let owed = self.front.limits.header_timeout;
+        let new = std::mem::take(&mut self.new);
         let mut waiting = Waiting {
             seen: 0,
             // A new connection owes a request; later ones may be idle.
-            begun: std::mem::take(&mut self.new),
+            begun: new,
+            new,
         };
         self.deadline
             .move_to(if waiting.begun { owed } else { REST_AFTER });
@@ -176,6 +191,9 @@ impl<S: Serves, T: Carrier> Session<S, T> {
                 self.deadline.move_to(limits.header_timeout);
             }
             if incoming.len() > waiting.seen {
+                if T::SAYS_PROTOCOL && waiting.new && incoming.starts_with(http2::PREFACE) {
+                    return Poll::Ready(Next::Http2);
+                }
                 match head::request(&mut incoming, waiting.seen, limits) {
                     Ok(None) => waiting.seen = incoming.len(),
                     Ok(Some(parsed)) => return Poll::Ready(Next::Request(parsed)),
@@ -312,7 +330,7 @@ impl<S: Serves, T: Carrier> Session<S, T> {
                 // Whoever does not take it is gone without it.
                 let _ = timeout(LINGER, goodbye).await;
             }
-            After::Again | After::Close | After::Abort => (),
+            After::Again | After::Close | After::Abort | After::Http2 => (),
             After::Linger => linger(&line).await,
             After::Reset => line.with_socket(|socket| {
                 // Without it the client would see an orderly end.
@@ -330,6 +348,8 @@ enum Next {
     Idle,
     /// Nothing any more.
     End,
+    /// The beginning of another protocol.
+    Http2,
 }
 
 /// The wait for a head.
@@ -338,4 +358,6 @@ struct Waiting {
     seen: usize,
     /// Whether the head's deadline runs.
     begun: bool,
+    /// Whether the connection is new.
+    new: bool,
 }

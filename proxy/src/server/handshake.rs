@@ -58,7 +58,7 @@ fn why(error: &io::Error) -> Option<(&'static str, String)> {
         ),
         Some(TlsError::NoApplicationProtocol) => (
             "no-common-protocol",
-            "the client speaks no protocol that is offered (http/1.1)",
+            "the client speaks no protocol that is offered (h2, http/1.1)",
         ),
         Some(TlsError::NoCertificatesPresented | TlsError::InvalidCertificate(_)) => {
             return Some(("client-certificate", tls.to_string()));

@@ -30,6 +30,8 @@ pub(super) trait Carrier: AsyncRead + AsyncWrite + Unpin + 'static {
     const SCHEME: &'static str;
     /// Whether an orderly end is told by a message of its own. A connection that ends without it was cut off.
     const SAYS_GOODBYE: bool;
+    /// Whether the protocol is told by the client's first bytes. Otherwise it was negotiated.
+    const SAYS_PROTOCOL: bool;
 
     /// The socket below.
     fn socket(&self) -> &TcpStream;
@@ -41,6 +43,7 @@ pub(super) trait Carrier: AsyncRead + AsyncWrite + Unpin + 'static {
 impl Carrier for TcpStream {
     const SCHEME: &'static str = "http";
     const SAYS_GOODBYE: bool = false;
+    const SAYS_PROTOCOL: bool = true;
 
     fn socket(&self) -> &TcpStream {
         self
@@ -54,6 +57,7 @@ impl Carrier for TcpStream {
 impl Carrier for TlsStream<TcpStream> {
     const SCHEME: &'static str = "https";
     const SAYS_GOODBYE: bool = true;
+    const SAYS_PROTOCOL: bool = false;
 
     fn socket(&self) -> &TcpStream {
         self.get_ref().0
@@ -113,6 +117,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
             }),
             writes: Cell::new(0),
         })
+    }
+
+    /// Gives it up to somebody who speaks another protocol on it, with what was read and not taken.
+    pub(super) fn give_up(self: Rc<Self>) -> Option<(T, BytesMut)> {
+        let line = Rc::into_inner(self)?;
+        Some((line.io.into_inner(), line.incoming.into_inner()))
     }
 
     /// Begins the body of a request.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http::{Method, StatusCode, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 use http_body::Body as HttpBody;
 use shared::clock;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -254,21 +254,34 @@ fn start_line<B>(out: &mut Vec<u8>, response: &Response<B>) {
 
 /// The present second as a `Date` field, formatted once a second.
 #[derive(Debug, Default)]
-pub struct Dates(RefCell<(u64, String)>);
+pub struct Dates(RefCell<Option<(u64, HeaderValue)>>);
 
 impl Dates {
     fn write(&self, out: &mut Vec<u8>) {
-        self.write_at(out, clock::unix_nanos() / 1_000_000_000);
+        self.with(|date| {
+            out.extend_from_slice(b"Date: ");
+            out.extend_from_slice(date.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        });
     }
 
-    fn write_at(&self, out: &mut Vec<u8>, second: u64) {
+    /// The field's value.
+    pub(super) fn value(&self) -> HeaderValue {
+        self.with(HeaderValue::clone)
+    }
+
+    fn with<R>(&self, take: impl FnOnce(&HeaderValue) -> R) -> R {
+        let second = clock::unix_nanos() / 1_000_000_000;
         let mut known = self.0.borrow_mut();
-        if known.0 != second || known.1.is_empty() {
-            *known = (second, imf_fixdate(second));
+        match &*known {
+            Some((of, date)) if *of == second => take(date),
+            _ => {
+                let date = HeaderValue::try_from(imf_fixdate(second));
+                let date =
+                    date.unwrap_or(HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"));
+                take(&known.insert((second, date)).1)
+            }
         }
-        out.extend_from_slice(b"Date: ");
-        out.extend_from_slice(known.1.as_bytes());
-        out.extend_from_slice(b"\r\n");
     }
 }
 

@@ -24,6 +24,7 @@ const LIMITS: Limits = Limits {
     body_idle_timeout: Duration::from_secs(1),
     max_header_bytes: 64 << 10,
     max_headers: 100,
+    max_streams: 128,
 };
 
 /// A request as a reader understood it.

@@ -19,6 +19,7 @@ use rustls::{
 };
 use shared::clock;
 
+use crate::harness::http2::{Ask, Proper};
 use crate::harness::{Act, Node, PATIENCE, Proxy, Setup};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n";
@@ -97,7 +98,7 @@ fn knowing(
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Arc::new(config)
 }
 
@@ -229,6 +230,27 @@ fn requests_over_tls_are_served_and_said_to_be_https() {
     assert!(
         said.iter()
             .any(|seen| seen.field("x-forwarded-proto") == Some("https"))
+    );
+}
+
+#[test]
+fn a_client_that_offers_http2_speaks_it() {
+    let (papers, node) = (Papers::new(), Node::ok());
+    let cert = papers.make("a", &["localhost"]);
+    let proxy = Setup::new(&[&node]).listener(&papers.tls(&["a"])).start();
+    let mut config = knowing(std::slice::from_ref(&cert), &[&TLS13]);
+    let offered = Arc::get_mut(&mut config).unwrap();
+    offered.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let client = Proper::connect_tls(proxy.address, config);
+    let asks = (0..20).map(|n| Ask::get(&format!("https://localhost/{n}")));
+    for answer in client.all(asks) {
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    }
+    let said = node.rest();
+    assert_eq!(said.len(), 20);
+    assert!(
+        said.iter()
+            .all(|seen| seen.fields("x-forwarded-proto") == ["https"])
     );
 }
 

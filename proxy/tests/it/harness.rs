@@ -1,6 +1,7 @@
 //! What the tests share: a proxy steered by hand, nodes that follow a script, clients that say exactly what a test wants.
 
 pub(crate) mod client;
+pub(crate) mod http2;
 pub(crate) mod node;
 pub(crate) mod season;
 

@@ -121,8 +121,10 @@ pub fn json(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
         escaped(out, head.host());
         out.extend_from_slice(b"\",\"path\":\"");
         escaped(out, head.target());
+        out.extend_from_slice(b"\",\"protocol\":\"");
+        out.extend_from_slice(protocol(head.version));
     } else {
-        out.extend_from_slice(b"\",\"host\":\"\",\"path\":\"");
+        out.extend_from_slice(b"\",\"host\":\"\",\"path\":\"\",\"protocol\":\"");
     }
     out.extend_from_slice(b"\",\"status\":");
     out.extend_from_slice(facts.status.as_str().as_bytes());
@@ -184,11 +186,8 @@ pub fn combined(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
         escaped(out, head.method.as_str().as_bytes());
         out.push(b' ');
         escaped(out, head.target());
-        out.extend_from_slice(match head.version {
-            Version::HTTP_10 => b" HTTP/1.0",
-            Version::HTTP_2 => b" HTTP/2.0",
-            _ => b" HTTP/1.1",
-        });
+        out.push(b' ');
+        out.extend_from_slice(protocol(head.version));
     } else {
         out.push(b'-');
     }
@@ -203,6 +202,14 @@ pub fn combined(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
             Some(text) => escaped(out, text),
         }
         out.push(b'"');
+    }
+}
+
+const fn protocol(version: Version) -> &'static [u8] {
+    match version {
+        Version::HTTP_10 => b"HTTP/1.0",
+        Version::HTTP_2 => b"HTTP/2.0",
+        _ => b"HTTP/1.1",
     }
 }
 
@@ -324,6 +331,7 @@ mod tests {
             ("total_ms", "12.034"),
             ("client", "\"127.0.0.1\""),
             ("host", "\"shop.example.com\""),
+            ("protocol", "\"HTTP/1.1\""),
             ("closed_by", "\"none\""),
         ] {
             assert_eq!(value[key].to_string(), wanted, "{key}: {line}");

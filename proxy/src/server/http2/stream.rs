@@ -1,0 +1,265 @@
+//! One stream: a request, given to the stack, and its response on its way out.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::EXPECT;
+use http::request::Parts;
+use http::{Method, StatusCode};
+use http_body::Body as HttpBody;
+use shared::clock;
+
+use super::body::{Uploading, Word};
+use super::flow::Piece;
+use super::{Connected, head};
+use crate::exchange::{Body, Deadline, Fault, Request, Response, Trail};
+use crate::server::Serves;
+
+/// The largest piece that is handed to the library at once, in bytes.
+const PIECE_MOST: usize = 32 << 10;
+
+/// A request that came.
+pub(super) type Incoming = (http::Request<RecvStream>, SendResponse<Piece>);
+
+/// Why a response was not sent whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    /// The client does not want it any more, or is gone.
+    Client,
+    /// The client does not take it.
+    Stuck,
+    /// Its source broke off: the client must not take it for whole.
+    Source,
+}
+
+/// Serves one stream to its end.
+pub(super) async fn serve<S: Serves>((request, respond): Incoming, ours: Rc<Connected<S>>) {
+    let guard = ours.enter();
+    let (parts, stream) = request.into_parts();
+    if parts.uri.path_and_query().is_none() && parts.method != Method::CONNECT {
+        // Malformed (RFC 9113 §8.3.1), and the library lets it pass.
+        let mut respond = respond;
+        respond.send_reset(Reason::PROTOCOL_ERROR);
+        return guard.cut();
+    }
+    let is_head = parts.method == Method::HEAD;
+    let (request, mut respond) = receive(parts, stream, respond, &ours);
+    // The stack is always ready, so one of them serves all connections.
+    let mut call = ours.front.service.borrow_mut().call(request);
+    let response = poll_fn(|context| {
+        if let Poll::Ready(Ok(response)) = Pin::new(&mut call).poll(context) {
+            return Poll::Ready(Some(response));
+        }
+        respond
+            .with(|respond| respond.poll_reset(context))
+            .map(|_| None)
+    });
+    let response = response.await;
+    drop(call);
+    let Some(response) = response else {
+        return guard.cut();
+    };
+    let Some((mut sending, body)) =
+        respond.with(|respond| begin(respond, response, is_head, &ours))
+    else {
+        return guard.cut();
+    };
+    let Some(body) = body else {
+        return;
+    };
+    drop(respond);
+    let mut outgoing = Outgoing {
+        left: body.size_hint().exact(),
+        body,
+        piece: Bytes::new(),
+        ended: false,
+        stuck: None,
+    };
+    match poll_fn(|context| outgoing.poll(&mut sending, &ours, context)).await {
+        Ok(()) => (),
+        Err(Broken::Client) => guard.cut(),
+        Err(Broken::Stuck) => sending.send_reset(Reason::CANCEL),
+        Err(Broken::Source) => sending.send_reset(Reason::INTERNAL_ERROR),
+    }
+}
+
+/// Makes a request of it.
+fn receive<S>(
+    parts: Parts,
+    stream: RecvStream,
+    respond: SendResponse<Piece>,
+    ours: &Connected<S>,
+) -> (Request, Word) {
+    let (head, fault) = ours.reader.request(&parts, &ours.front.limits);
+    let ended = stream.is_end_stream();
+    let waits = !ended && parts.headers.contains_key(EXPECT);
+    let respond = if waits {
+        Word::shared(respond)
+    } else {
+        Word::Own(respond)
+    };
+    let body = if ended {
+        Body::Empty
+    } else {
+        Body::Stream(Box::pin(Uploading::new(
+            stream,
+            &parts.headers,
+            respond.share(),
+        )))
+    };
+    let request = Request {
+        head,
+        body,
+        fault,
+        trail: Rc::new(Trail::new(clock::now(), Rc::clone(&ours.peer))),
+    };
+    (request, respond)
+}
+
+/// Sends the head of a response; the body is what is left to send, if anything is. `None` if the client is gone.
+fn begin<S: Serves>(
+    respond: &mut SendResponse<Piece>,
+    response: Response<S::Body>,
+    is_head: bool,
+    ours: &Connected<S>,
+) -> Option<(SendStream<Piece>, Option<S::Body>)> {
+    let status = response.status;
+    let without = status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let exact = response.body.size_hint().exact();
+    let length = match exact {
+        _ if without => response.declared,
+        _ if is_head => response.declared.or_else(|| exact.filter(|size| *size > 0)),
+        exact => exact,
+    };
+    let ends = without || is_head || response.body.is_end_stream();
+    let (head, body) = head::response(response, length, &ours.front.dates);
+    let sending = respond.send_response(head, ends).ok()?;
+    Some((sending, (!ends).then_some(body)))
+}
+
+/// A body on its way.
+struct Outgoing<B> {
+    body: B,
+    /// How much is to come, if that was said.
+    left: Option<u64>,
+    /// What the client has not yet made room for.
+    piece: Bytes,
+    ended: bool,
+    stuck: Option<Deadline>,
+}
+
+impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
+    /// Moves the body to the client; ready when everything is handed over.
+    fn poll<S>(
+        &mut self,
+        sending: &mut SendStream<Piece>,
+        ours: &Connected<S>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if !self.piece.is_empty() {
+                ready!(self.poll_send(sending, ours, context))?;
+                continue;
+            }
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.take(data)?,
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        self.end()?;
+                        return Poll::Ready(
+                            sending.send_trailers(trailers).map_err(|_| Broken::Client),
+                        );
+                    }
+                },
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Broken::Source)),
+                Poll::Ready(None) => {
+                    self.end()?;
+                    let last = Piece::new(Bytes::new(), &ours.flow);
+                    return Poll::Ready(sending.send_data(last, true).map_err(|_| Broken::Client));
+                }
+                Poll::Pending => return poll_gone(sending, context),
+            }
+        }
+    }
+
+    fn take(&mut self, data: Bytes) -> Result<(), Broken> {
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(data.len() as u64).ok_or(Broken::Source)?;
+        }
+        self.ended = self.body.is_end_stream();
+        self.piece = data;
+        if self.ended {
+            self.end()?;
+            // An empty piece would never be sent, and with it the end.
+            self.ended = !self.piece.is_empty();
+        }
+        Ok(())
+    }
+
+    /// The body says that it is over: it must be as long as was said.
+    fn end(&mut self) -> Result<(), Broken> {
+        self.ended = true;
+        match self.left {
+            Some(left) if left > 0 => Err(Broken::Source),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Hands over as much of the piece as the client has made room for.
+    fn poll_send<S>(
+        &mut self,
+        sending: &mut SendStream<Piece>,
+        ours: &Connected<S>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        if !ours.flow.has_room(context) {
+            return self.poll_patience(sending, ours, context);
+        }
+        sending.reserve_capacity(self.piece.len().min(PIECE_MOST));
+        let mut room = sending.capacity();
+        while room == 0 {
+            match sending.poll_capacity(context) {
+                Poll::Ready(Some(Ok(now))) => room = now,
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Broken::Client)),
+                Poll::Pending => return self.poll_patience(sending, ours, context),
+            }
+        }
+        self.stuck = None;
+        let piece = self.piece.split_to(room.min(self.piece.len()));
+        let last = self.ended && self.piece.is_empty();
+        let sent = sending.send_data(Piece::new(piece, &ours.flow), last);
+        Poll::Ready(sent.map_err(|_| Broken::Client))
+    }
+
+    fn poll_patience<S>(
+        &mut self,
+        sending: &mut SendStream<Piece>,
+        ours: &Connected<S>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        let most = ours.front.limits.body_idle_timeout;
+        let stuck = &mut self.stuck;
+        let deadline = stuck.get_or_insert_with(|| ours.front.deadlines.after(most));
+        if deadline.has_passed(context) {
+            return Poll::Ready(Err(Broken::Stuck));
+        }
+        poll_gone(sending, context)
+    }
+}
+
+/// Pending until the client does not want the rest.
+fn poll_gone(
+    sending: &mut SendStream<Piece>,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), Broken>> {
+    sending.poll_reset(context).map(|_| Err(Broken::Client))
+}
