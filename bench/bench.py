@@ -226,6 +226,7 @@ class Ctx:
             DIR=work + "/run",
             HERE=HERE,
             ROOT=ROOT,
+            HOTWARM=os.environ.get("HOTWARM", ROOT + "/target/release/hotwarm"),
             ADMIN_PORT=ADMIN_PORT,
             NOFILE=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
             MAXCONN=resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 50,

@@ -3,6 +3,7 @@
 //! A worker is one thread, so everything here is shared by `Rc` and changed through cells: no lock, no atomic. A request's
 //! head is moved once, behind an `Rc`; what travels through the stack is a few pointers.
 
+pub mod appetite;
 mod body;
 pub mod cookie;
 mod deadline;

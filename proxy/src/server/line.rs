@@ -13,14 +13,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::exchange::appetite::Appetite;
 use crate::exchange::decode::{Decoder, Framing, Malformed, Piece};
 use crate::exchange::{Body, Certified, Encryption, Fault};
 use crate::tls;
 
 /// Room for reading a head and what may come with it.
 const READ_HEAD: usize = 4 << 10;
-/// Room for reading a body.
-const READ_BODY: usize = 64 << 10;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -99,6 +98,7 @@ pub(super) struct Line<T> {
 #[derive(Debug)]
 struct Inbound {
     decoder: Decoder,
+    appetite: Appetite,
     /// What is left to write of the word that the client waits for.
     word: &'static [u8],
     /// Whether the word is written and may still be held back on its way.
@@ -112,6 +112,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
             incoming: RefCell::default(),
             body: RefCell::new(Inbound {
                 decoder: Decoder::new(Framing::None),
+                appetite: Appetite::default(),
                 word: b"",
                 unflushed: false,
             }),
@@ -129,6 +130,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
     pub(super) fn begin_body(self: &Rc<Self>, framing: Framing, expects: bool) -> Body {
         let mut body = self.body.borrow_mut();
         body.decoder = Decoder::new(framing);
+        body.appetite = Appetite::default();
         body.word = if expects { CONTINUE } else { b"" };
         if body.decoder.has_ended() {
             return Body::Empty;
@@ -280,12 +282,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ClientBody<T> {
                 Err(Malformed(_)) => return Poll::Ready(Some(Err(Fault::BodyBroken))),
                 Ok(None) => (),
             }
-            let left = body.decoder.left().unwrap_or(u64::MAX);
+            let room = body.appetite.room(body.decoder.left());
             drop((body, incoming));
-            let room = usize::try_from(left).unwrap_or(usize::MAX).min(READ_BODY);
             match ready!(self.0.poll_read(context, room)) {
                 Ok(0) | Err(_) => return Poll::Ready(Some(Err(Fault::BodyBroken))),
-                Ok(_) => (),
+                Ok(read) => self.0.body.borrow_mut().appetite.handle_read(read),
             }
         }
     }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use self::encode::Sending;
 use self::parse::Found;
+use crate::exchange::appetite::Appetite;
 use crate::exchange::decode::{Decoder, Framing, Malformed, Piece};
 use crate::exchange::encode::{LAST_CHUNK, chunk};
 use crate::exchange::fields::FieldId;
@@ -34,12 +35,14 @@ const SMALL_BODY: u64 = 16 << 10;
 const WRITE_AT_ONCE: usize = 16 << 10;
 /// Room for reading a head and what may come with it.
 const READ_HEAD: usize = 8 << 10;
-/// Room for reading a body.
-const READ_BODY: usize = 64 << 10;
 /// More interim responses than this are not honest.
 const INTERIM_MOST: u32 = 16;
 /// How long a node may take to say `100 Continue` before the body is sent without (RFC 9110 §10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+/// How long the head of a response waits for the first of its body, if that has a length. Most nodes send the two apart, a
+/// moment after each other; joined they are one write, and a node that breaks off between them has failed an attempt and not
+/// a response that the client has seen the beginning of. (One without a length may be a stream of events.)
+const BODY_WAIT: Duration = Duration::from_millis(100);
 
 /// An open connection.
 #[derive(Debug)]
@@ -93,6 +96,8 @@ pub struct Transfer<T, H> {
     seen: usize,
     interim: u32,
     to_head: bool,
+    found: Option<parse::Head>,
+    begins: Option<Deadline>,
     home: H,
     terms: Terms,
 }
@@ -134,6 +139,8 @@ where
             seen: 0,
             interim: 0,
             to_head: head.method == Method::HEAD,
+            found: None,
+            begins: None,
             home,
             terms,
         }
@@ -144,13 +151,44 @@ where
     /// # Errors
     /// How far it came and what happened; or the client's body is at fault. The connection is closed.
     pub fn poll_response(&mut self, context: &mut Context<'_>) -> Poll<Result<Response, Fault>> {
-        let head = ready!(self.poll_head(context));
+        if self.found.is_none() {
+            let head = ready!(self.poll_head(context));
+            self.found = Some(head.inspect_err(|_| self.connection = None)?);
+        }
+        let begun = ready!(self.poll_begin(context));
         let connection = self.connection.take();
-        Poll::Ready(match (head, connection) {
-            (Ok(head), Some(connection)) => Ok(self.finish(head, connection)),
-            (Err(fault), _) => Err(fault),
-            (Ok(_), None) => Err(self.terms.fault(Reach::Sent, Cause::Closed)),
+        Poll::Ready(match (begun, self.found.take(), connection) {
+            (Ok(()), Some(head), Some(connection)) => Ok(self.finish(head, connection)),
+            (Err(cause), ..) => Err(self.terms.fault(Reach::Head, cause)),
+            (Ok(()), ..) => Err(self.terms.fault(Reach::Sent, Cause::Closed)),
         })
+    }
+
+    /// Waits a moment for the first of the body.
+    fn poll_begin(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Cause>> {
+        let framing = self.found.as_ref().map(|head| head.framing);
+        let (Some(connection), Some(Framing::Length(1..))) = (&mut self.connection, framing) else {
+            return Poll::Ready(Ok(()));
+        };
+        // A node that answers before it has read everything may wait for the rest.
+        while connection.incoming.is_empty() && self.outflow.is_done() {
+            match poll_more(connection, context, READ_HEAD) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(Cause::Closed)),
+                Poll::Ready(Ok(_)) => (),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Cause::io(&error))),
+                Poll::Pending => {
+                    let Terms { deadlines, .. } = &self.terms;
+                    let begins = self
+                        .begins
+                        .get_or_insert_with(|| deadlines.after(BODY_WAIT));
+                    if begins.has_passed(context) {
+                        break;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Whether the system has taken a byte of the request.
@@ -237,6 +275,7 @@ where
                     decoder: Decoder::new(head.framing),
                     outflow: goes_on.then_some(outflow),
                     reusable,
+                    appetite: Appetite::default(),
                     waiting: None,
                     moved: false,
                     home: self.home.clone(),
@@ -450,6 +489,7 @@ struct Download<T, H: Home<T>> {
     decoder: Decoder,
     outflow: Option<Outflow>,
     reusable: bool,
+    appetite: Appetite,
     waiting: Option<Deadline>,
     moved: bool,
     home: H,
@@ -494,14 +534,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin, H: Home<T>> Download<T, H> {
                 }
                 Ok(None) => (),
             }
-            let left = self.decoder.left().unwrap_or(u64::MAX);
-            let room = usize::try_from(left).unwrap_or(usize::MAX).min(READ_BODY);
+            let room = self.appetite.room(self.decoder.left());
             match poll_more(connection, context, room) {
                 Poll::Ready(Ok(0)) => match self.decoder.handle_close() {
                     Ok(()) => return Poll::Ready(None),
                     Err(_) => return fault(Cause::Closed),
                 },
-                Poll::Ready(Ok(_)) => (),
+                Poll::Ready(Ok(read)) => self.appetite.handle_read(read),
                 Poll::Ready(Err(error)) => return fault(Cause::io(&error)),
                 Poll::Pending => {
                     let Terms {

@@ -223,6 +223,33 @@ fn a_streamed_body_frees_the_connection_with_its_last_piece() {
 }
 
 #[test]
+fn a_head_that_comes_alone_waits_a_moment_for_its_body() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+    let mut bench = Bench::get([data(head), Step::Wait, data("ok")]);
+    assert!(bench.poll().is_pending());
+    let response = bench.response();
+    assert!(matches!(response.body, Body::Full(_)));
+    let mut bench = Bench::get([data(head), Step::Wait, Step::Wait, data("ok")]);
+    assert!(bench.poll().is_pending());
+    (0..3).for_each(|_| bench.deadlines.tick());
+    let mut response = bench.response();
+    assert_eq!(drain(&mut response.body).unwrap(), b"ok", "late, but whole");
+    let events = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    Bench::get([data(events), Step::Wait]).response();
+}
+
+#[test]
+fn a_node_that_breaks_off_between_head_and_body_has_failed_the_attempt() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+    let mut bench = Bench::get([data(head), Step::Wait]);
+    assert!(bench.poll().is_pending());
+    assert_eq!(bench.fault(), (Reach::Head, Cause::Closed));
+    let reset = Step::Fail(io::ErrorKind::ConnectionReset);
+    let mut bench = Bench::get([data(head), reset]);
+    assert_eq!(bench.fault().0, Reach::Head);
+}
+
+#[test]
 fn a_connection_is_used_again_only_when_nothing_is_left_over() {
     for text in [
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok!",
