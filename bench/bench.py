@@ -551,11 +551,27 @@ SCEN = dict(
     stop="SIGSTOP the primary (hung, no RST)",
     s500="primary answers 500",
     s503="primary answers 503",
+    refuse="primary's port refuses, its connections are closed",
+    blackhole="packets to and from the primary vanish",
+    cut="primary closes after the head of each response",
+)
+BREAK = dict(
+    stop=signal.SIGSTOP, s500=signal.SIGUSR1, s503=signal.SIGUSR2, refuse=signal.SIGWINCH, cut=signal.SIGALRM
 )
 
 
+def drop_packets(port, on):
+    """in our own network namespace; False where there is no iptables or no right to it"""
+    for flag in ("--dport", "--sport"):
+        rule = ["-p", "tcp", flag, str(port), "-j", "DROP"]
+        if subprocess.run(["iptables", "-w", "-A" if on else "-D", "INPUT", *rule], capture_output=True).returncode:
+            return False
+    return True
+
+
+
 def failover(ctx, peers, name, scen, mode, a):
-    """500 rps open loop, 30 % POST, 20 ms service time; breaks at +6 s, heals at +13 s, ends at +20 s"""
+    """a.rate rps open loop, 30 % POST, 20 ms service time; breaks at +6 s, heals at +13 s, ends at +20 s"""
     logs = [ctx.work + f"/posts.{i}" for i in "pb"]
     for l in logs:
         if os.path.exists(l):
@@ -591,13 +607,13 @@ def failover(ctx, peers, name, scen, mode, a):
                 "--target",
                 f"127.0.0.1:{PORT}",
                 "--rate",
-                "500",
+                str(a.rate),
                 "--dur",
                 "20",
                 "--post-pct",
                 "30",
                 "--conns",
-                "32",
+                "64",
                 "--timeout-ms",
                 "10000",
                 "--csv",
@@ -612,13 +628,17 @@ def failover(ctx, peers, name, scen, mode, a):
         k0 = time.monotonic_ns()
         if scen == "kill9":
             b1.kill()
+        elif scen == "blackhole":
+            assert drop_packets(B1_PORT, True), "no iptables, or not in a network namespace of our own"
         else:
             for p in bpid:
-                os.kill(p, dict(stop=signal.SIGSTOP, s500=signal.SIGUSR1, s503=signal.SIGUSR2)[scen])
+                os.kill(p, BREAK[scen])
         time.sleep(max(0, t0 + 13.2 - time.monotonic()))
         k1 = time.monotonic_ns()
         if scen == "kill9":
             b1 = bp()
+        elif scen == "blackhole":
+            drop_packets(B1_PORT, False)
         else:
             for p in bpid:
                 os.kill(p, signal.SIGCONT if scen == "stop" else signal.SIGHUP)
@@ -841,6 +861,7 @@ def main():
     r.add_argument("--runs", type=int, default=3)
     r.add_argument("--dur", type=float, default=5)
     r.add_argument("--out", default="results.jsonl")
+    r.add_argument("--rate", type=int, default=1000, help="requests/s of the failover tests")
     r.add_argument("--work")
     r.add_argument("--no-netns", action="store_true")
     q = sp.add_parser("report")
@@ -863,4 +884,5 @@ def main():
         )
 
 
-main()
+if __name__ == "__main__":
+    main()

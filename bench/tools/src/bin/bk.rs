@@ -5,7 +5,8 @@
 //! GET /            -> 200 with --body bytes
 //! GET /b/N         -> 200 with N bytes
 //! anything + body  -> body is read completely, then answered (Content-Length and chunked)
-//! SIGUSR1 -> answer everything with 500, SIGUSR2 -> 503, SIGHUP -> 200 again
+//! SIGUSR1 -> answer everything with 500, SIGUSR2 -> 503, SIGALRM -> close after the head of each response,
+//! SIGWINCH -> close every connection and listen no more, SIGHUP -> all is well again
 //! --log appends "<x-id>\n" for each completely received POST (to find doubly executed POSTs)
 //! --idle-close-ms N: close connections idle for N ms (to provoke the keepalive race)
 use std::collections::VecDeque;
@@ -13,11 +14,15 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 static STATUS: AtomicU32 = AtomicU32::new(200);
+const CUT: u32 = 1;
+const REFUSE: u32 = 2;
 extern "C" fn on_sig(s: i32) {
     STATUS.store(
         match s {
             libc::SIGUSR1 => 500,
             libc::SIGUSR2 => 503,
+            libc::SIGALRM => CUT,
+            libc::SIGWINCH => REFUSE,
             _ => 200,
         },
         Relaxed,
@@ -244,6 +249,10 @@ fn reply(c: &mut Conn, cfg: &Cfg) {
     if c.head {
         return;
     }
+    if st == CUT {
+        c.close = true;
+        return;
+    }
     if n <= 16384 {
         c.out.extend_from_slice(&cfg.bulk[..n as usize])
     } else {
@@ -301,6 +310,44 @@ fn flush(c: &mut Conn, cfg: &Cfg, ep: i32) -> bool {
     }
 }
 
+/// A listening socket, watched by `ep`.
+unsafe fn open(listen: std::net::SocketAddr, ep: i32) -> i32 {
+    let ls = libc::socket(
+        libc::AF_INET,
+        libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        0,
+    );
+    let one = 1i32;
+    libc::setsockopt(
+        ls,
+        libc::SOL_SOCKET,
+        libc::SO_REUSEADDR,
+        &one as *const _ as _,
+        4,
+    );
+    let std::net::SocketAddr::V4(v4) = listen else {
+        panic!("v4 only")
+    };
+    let sa = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: v4.port().to_be(),
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(v4.ip().octets()),
+        },
+        sin_zero: [0; 8],
+    };
+    if libc::bind(ls, &sa as *const _ as _, 16) != 0 || libc::listen(ls, 4096) != 0 {
+        eprintln!("bind failed");
+        std::process::exit(1)
+    }
+    let mut ev = libc::epoll_event {
+        events: libc::EPOLLIN as u32,
+        u64: u64::MAX,
+    };
+    libc::epoll_ctl(ep, libc::EPOLL_CTL_ADD, ls, &mut ev);
+    ls
+}
+
 fn main() {
     let a: Vec<String> = std::env::args().collect();
     let g = |k: &str| a.iter().position(|x| x == k).map(|i| a[i + 1].clone());
@@ -320,44 +367,19 @@ fn main() {
         idle_close: g("--idle-close-ms").map_or(0, |x| x.parse::<u64>().unwrap() * 1_000_000),
     };
     unsafe {
-        for s in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP] {
+        for s in [
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+            libc::SIGALRM,
+            libc::SIGWINCH,
+            libc::SIGHUP,
+        ] {
             libc::signal(s, on_sig as *const () as usize);
         }
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
-        let ls = libc::socket(
-            libc::AF_INET,
-            libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-            0,
-        );
-        let one = 1i32;
-        libc::setsockopt(
-            ls,
-            libc::SOL_SOCKET,
-            libc::SO_REUSEADDR,
-            &one as *const _ as _,
-            4,
-        );
-        let std::net::SocketAddr::V4(v4) = listen else {
-            panic!("v4 only")
-        };
-        let sa = libc::sockaddr_in {
-            sin_family: libc::AF_INET as u16,
-            sin_port: v4.port().to_be(),
-            sin_addr: libc::in_addr {
-                s_addr: u32::from_ne_bytes(v4.ip().octets()),
-            },
-            sin_zero: [0; 8],
-        };
-        if libc::bind(ls, &sa as *const _ as _, 16) != 0 || libc::listen(ls, 4096) != 0 {
-            eprintln!("bind failed");
-            std::process::exit(1)
-        }
         let ep = libc::epoll_create1(libc::EPOLL_CLOEXEC);
-        let mut ev = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: u64::MAX,
-        };
-        libc::epoll_ctl(ep, libc::EPOLL_CTL_ADD, ls, &mut ev);
+        let one = 1i32;
+        let mut ls = open(listen, ep);
         let mut conns: Vec<Option<Box<Conn>>> = Vec::new();
         let mut due: VecDeque<(u64, i32, u32)> = VecDeque::new();
         let mut rb = vec![0u8; 256 * 1024];
@@ -383,6 +405,14 @@ fn main() {
             };
             let n = libc::epoll_wait(ep, evs.as_mut_ptr(), 512, tmo);
             let mut dead: Vec<i32> = vec![];
+            let refuses = STATUS.load(Relaxed) == REFUSE;
+            if refuses && ls >= 0 {
+                libc::close(ls);
+                ls = -1;
+                dead.extend(conns.iter().flatten().map(|c| c.fd));
+            } else if !refuses && ls < 0 {
+                ls = open(listen, ep);
+            }
             for i in 0..n.max(0) as usize {
                 let d = evs[i].u64;
                 if d == u64::MAX {
