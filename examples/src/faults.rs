@@ -6,8 +6,8 @@ use clap::ValueEnum;
 use shared::clock;
 
 use crate::scenario::{
-    Report, Target, bad_input, bad_state, commands, crash, first_start, hang, reader, rounds,
-    summary, switchover,
+    Report, Target, bad_input, bad_state, commands, crash, first_start, hang, reader, rolling,
+    rounds, summary, switchover,
 };
 use crate::stack::{Durability, Side};
 use crate::trouble::Trouble;
@@ -29,6 +29,8 @@ pub enum Scenario {
     Rounds,
     /// Handing over as planned, back and forth.
     Switchover,
+    /// Applications are restarted in good order, one after the other.
+    Rolling,
     /// A reader on the standby while its applier is killed.
     Reader,
     /// Fresh nodes are started in any order.
@@ -147,6 +149,14 @@ async fn once(
             };
             switchover::run(options).await?
         }
+        Scenario::Rolling => {
+            let options = rolling::Options {
+                durability,
+                seed,
+                times: options.rounds.unwrap_or(20),
+            };
+            rolling::run(options).await?
+        }
         Scenario::Reader => {
             let options = reader::Options {
                 seed,
@@ -196,6 +206,7 @@ const fn targets(scenario: Scenario) -> &'static [Target] {
         Scenario::HostLoss
         | Scenario::Hang
         | Scenario::Rounds
+        | Scenario::Rolling
         | Scenario::Reader
         | Scenario::Joining
         | Scenario::Strangers

@@ -26,6 +26,7 @@ pub mod crash;
 pub mod first_start;
 pub mod hang;
 pub mod reader;
+pub mod rolling;
 pub mod rounds;
 pub mod switchover;
 
