@@ -5,12 +5,12 @@
 
 mod check;
 mod defaults;
+mod endpoint;
 mod file;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use shared::call::Peer;
 pub use shared::config::ConfigError;
 use shared::telemetry::Log;
 
+pub use self::endpoint::{Address, Endpoint};
 pub use self::file::{AccessFormat, Durability, Failback, Mode, OnAckTimeout, OnTooFarBehind};
 use crate::logic::NodeId;
 use crate::logic::balance::Policy;
@@ -175,7 +176,7 @@ pub struct Node {
     /// Its name.
     pub name: Arc<str>,
     /// Where its application listens.
-    pub address: Address,
+    pub endpoint: Endpoint,
     /// Its `syncd`.
     pub syncd: Option<Syncd>,
     /// Its share in balancing, 1 to 1000.
@@ -195,43 +196,6 @@ pub struct Syncd {
     pub address: Address,
     /// The way to call it, token included.
     pub peer: Peer,
-}
-
-/// Host and port of something to connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// A name or an address; IPv6 without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
-
-impl Address {
-    /// The socket address, when the host is not a name that must be looked up.
-    #[must_use]
-    pub fn literal(&self) -> Option<SocketAddr> {
-        let ip: IpAddr = self.host.parse().ok()?;
-        Some(SocketAddr::new(ip, self.port))
-    }
-
-    /// Whether it is certain to be this machine.
-    #[must_use]
-    pub fn is_loopback(&self) -> bool {
-        self.host == "localhost"
-            || self
-                .literal()
-                .is_some_and(|address| address.ip().to_canonical().is_loopback())
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
 }
 
 /// How nodes are probed.

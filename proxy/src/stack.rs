@@ -283,7 +283,7 @@ fn pools(plan: &Plan<'_>, service: &config::Service) -> Pools {
             idle: service.timeouts.idle,
             deadlines: plan.deadlines.clone(),
         };
-        Pool::new(node.address.clone(), limits, terms)
+        Pool::new(node.endpoint.clone(), limits, terms)
     }))
 }
 
@@ -307,7 +307,7 @@ fn barriers(plan: &Plan<'_>, service: &config::Service) -> (Rc<Barriers>, Vec<Rc
             idle: within,
             deadlines: plan.deadlines.clone(),
         };
-        let pool = Pool::new(syncd.address.clone(), limits, terms);
+        let pool = Pool::new(syncd.address.clone().into(), limits, terms);
         pools.push(Rc::clone(&pool));
         doors.push(Some(Door {
             pool,

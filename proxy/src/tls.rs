@@ -6,6 +6,7 @@
 
 mod clients;
 mod files;
+pub mod outgoing;
 pub mod x509;
 
 use std::path::PathBuf;
@@ -332,20 +333,20 @@ impl Watch {
 }
 
 /// When a change is taken up.
-struct Settling {
+struct Settling<S = Stamps> {
     /// What was read last.
-    known: Stamps,
+    known: S,
     /// What was seen last.
-    seen: Stamps,
+    seen: S,
 }
 
-impl Settling {
-    const fn new(known: Stamps) -> Self {
+impl<S: Copy + PartialEq> Settling<S> {
+    const fn new(known: S) -> Self {
         Self { known, seen: known }
     }
 
     /// Whether the files shall be read: they have changed, and not since the last look.
-    fn handle_look(&mut self, now: Stamps) -> bool {
+    fn handle_look(&mut self, now: S) -> bool {
         let at_rest = self.seen == now;
         self.seen = now;
         let due = at_rest && self.known != now;

@@ -2,5 +2,6 @@
 
 pub mod barrier;
 pub mod client;
+pub mod link;
 pub mod pool;
 pub mod probe;

@@ -113,7 +113,7 @@ pub enum StartError {
         /// What to do.
         advice: &'static str,
     },
-    /// A listener cannot offer TLS.
+    /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] tls::SetUpError),
     /// A worker cannot run.
@@ -157,6 +157,7 @@ pub fn start(
     drain: drain::Watch,
 ) -> Result<Workers, StartError> {
     let lanes = settings.threads.max(1);
+    tls::outgoing::watch(&encrypted(services))?;
     let mut sockets: Vec<Vec<Door>> = (0..lanes).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
     for listener in &settings.listeners {
@@ -216,6 +217,17 @@ pub fn start(
         started.map_err(StartError::Worker)?;
     }
     Ok(Workers { addresses, threads })
+}
+
+/// How nodes are reached that speak TLS.
+fn encrypted(services: &[ServiceHandle]) -> Vec<Arc<tls::outgoing::Outgoing>> {
+    let nodes = services.iter().flat_map(|one| &one.0.service.nodes);
+    nodes
+        .filter_map(|node| match &node.endpoint {
+            config::Endpoint::Tls(_, outgoing) => Some(Arc::clone(outgoing)),
+            config::Endpoint::Tcp(_) | config::Endpoint::Unix(_) => None,
+        })
+        .collect()
 }
 
 /// One listener of one worker.

@@ -21,7 +21,7 @@ const PROXY: &[(&str, &[&str])] = &[
     ),
     (
         "upstream",
-        &["logic", "exchange", "metrics", "steer", "config"],
+        &["logic", "exchange", "metrics", "steer", "tls", "config"],
     ),
     ("server", &["exchange", "metrics", "config", "tls"]),
     (

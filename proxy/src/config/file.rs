@@ -171,6 +171,7 @@ pub(super) struct Service {
     pub(super) trusted_proxies: Vec<String>,
     #[serde(default)]
     pub(super) node: Vec<Node>,
+    pub(super) tls: Option<NodeTls>,
     #[serde(default)]
     pub(super) health: Health,
     #[serde(default)]
@@ -200,6 +201,16 @@ pub(super) struct Node {
     pub(super) priority: u32,
     #[serde(default = "default::node_max_connections")]
     pub(super) max_connections: usize,
+}
+
+/// TLS towards nodes whose URL begins with `https://`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NodeTls {
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) server_name: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -160,7 +160,8 @@ fn the_whole_file_is_read_and_the_defaults_are_what_the_interface_says() {
     let limits = |settings: &Settings| format!("{:?}", settings.listeners[0].limits);
     assert_eq!(limits(&whole), limits(&minimal));
     assert_eq!(whole.admin.bind, minimal.admin.bind);
-    assert_eq!(one.nodes[1].address.literal(), None);
+    let endpoint = one.nodes[1].endpoint.to_string();
+    assert_eq!(endpoint, "app-b.internal:5001");
     assert_eq!(one.nodes[1].id, NodeId(1));
     assert!(minimal.notes.is_empty() && minimal.access_log.is_none());
 }
@@ -179,16 +180,6 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
             "\"primary\"",
             "\"any-caught-up\"",
             "service.0.failover.reads",
-        ),
-        (
-            "http://127.0.0.1:5001",
-            "https://127.0.0.1:5001",
-            "service.0.node.0.url",
-        ),
-        (
-            "http://127.0.0.1:5001",
-            "unix:/run/app.sock",
-            "service.0.node.0.url",
         ),
         (
             "http://127.0.0.1:5001",
@@ -332,6 +323,71 @@ fn what_makes_no_sense_in_a_service_s_mode_is_refused_with_the_reason() {
     ] {
         let error = folder.load(&HOT_HOT.replacen(from, to, 1)).unwrap_err();
         assert!(error.contains(words), "{to}: {error}");
+    }
+}
+
+#[test]
+fn what_tls_to_nodes_needs_is_checked_at_its_place() {
+    let folder = Folder::new("trust");
+    let made = rcgen::generate_simple_self_signed(vec!["app.test".to_owned()]).unwrap();
+    fs::write(folder.0.join("ca.pem"), made.cert.pem()).unwrap();
+    fs::write(folder.0.join("a.key"), made.signing_key.serialize_pem()).unwrap();
+    fs::write(folder.0.join("empty.pem"), "").unwrap();
+    let load = |url: &str, tls: &str| {
+        let text = MINIMAL.replace("http://127.0.0.1:5002", url);
+        folder.load(&format!("{text}[service.tls]\n{tls}\n"))
+    };
+    let https = "https://app:1";
+    for fine in [
+        "",
+        "ca = \"ca.pem\"",
+        "ca = \"ca.pem\"\ncert = \"ca.pem\"\nkey = \"a.key\"\nserver_name = \"app.test\"",
+        "server_name = \"127.0.0.1\"",
+    ] {
+        load(https, fine).unwrap_or_else(|error| panic!("{fine}: {error}"));
+    }
+    for (url, tls, faults) in [
+        (
+            "http://app:1",
+            "ca = \"ca.pem\"",
+            &["service.0.tls: says how to reach nodes with https://"][..],
+        ),
+        (https, "ca = \"empty.pem\"", &["service.0.tls.ca: "]),
+        (https, "ca = \"absent.pem\"", &["service.0.tls.ca: read "]),
+        (
+            https,
+            "cert = \"ca.pem\"",
+            &["service.0.tls.cert: needs tls.key"],
+        ),
+        (
+            https,
+            "key = \"a.key\"\nserver_name = \"a b\"",
+            &[
+                "service.0.tls.key: needs tls.cert",
+                "service.0.tls.server_name: ",
+            ],
+        ),
+        (
+            https,
+            "cert = \"ca.pem\"\nkey = \"ca.pem\"",
+            &["service.0.tls.key: "],
+        ),
+        (
+            https,
+            "cert = \"empty.pem\"\nkey = \"a.key\"\nca = \"ca.pem\"",
+            &["service.0.tls.cert: "],
+        ),
+        ("https://under_score:1", "", &[]),
+    ] {
+        match load(url, tls) {
+            Ok(_) => assert!(faults.is_empty(), "{tls}"),
+            Err(error) => {
+                assert_eq!(error.lines().count(), faults.len(), "{error}");
+                for fault in faults {
+                    assert!(error.contains(fault), "{fault}: {error}");
+                }
+            }
+        }
     }
 }
 
@@ -626,16 +682,18 @@ fn one_node_alone_is_allowed_and_remarked_on() {
 }
 
 #[test]
-fn a_node_s_url_has_a_port_or_means_port_80() {
+fn a_node_s_url_has_a_port_or_means_port_80_or_names_a_socket() {
     let folder = Folder::new("ports");
     let with = |url: &str| folder.load(&MINIMAL.replace("http://127.0.0.1:5002", url));
     for (url, shown) in [
         ("http://app/", "app:80"),
         ("http://[::1]:5002", "[::1]:5002"),
         ("http://localhost:1", "localhost:1"),
+        ("unix:/run/app.sock", "unix:/run/app.sock"),
+        ("https://app", "app:443"),
     ] {
         let settings = with(url).unwrap();
-        assert_eq!(settings.services[0].nodes[1].address.to_string(), shown);
+        assert_eq!(settings.services[0].nodes[1].endpoint.to_string(), shown);
     }
     for url in [
         "http://",
@@ -646,9 +704,17 @@ fn a_node_s_url_has_a_port_or_means_port_80() {
         "http://[::g]:1",
         "a:1",
         "http://a b",
+        "unix:run/app.sock",
+        "unix:/run\\u0000/app.sock",
+        "unix:/",
+        "unix://",
+        "",
     ] {
         assert!(with(url).is_err(), "{url}");
     }
+    let long = format!("unix:/{}", "x".repeat(107));
+    assert!(with(&long).unwrap_err().contains("at most 107 bytes"));
+    assert!(with(&long[..long.len() - 1]).is_ok());
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Crew {
         for (node, watched) in self.service.nodes.iter().zip(&self.nodes) {
             let target = probe::Target {
                 node: node.id,
-                address: node.address.clone(),
+                endpoint: node.endpoint.clone(),
                 health: self.service.health.clone(),
             };
             let rng = Rng::with_seed(rng.u64(..));

@@ -180,7 +180,7 @@ impl Driver {
         for (node, driver) in self.service.nodes.iter().zip(&self.nodes) {
             let target = probe::Target {
                 node: node.id,
-                address: node.address.clone(),
+                endpoint: node.endpoint.clone(),
                 health: self.service.health.clone(),
             };
             tokio::spawn(probe::run(

@@ -99,6 +99,10 @@ pub enum Cause {
     ConnectTimeout,
     /// The node's name could not be looked up.
     NameLookup,
+    /// The node's certificate is not accepted, and why.
+    Certificate(&'static str),
+    /// The handshake of TLS failed, and why.
+    Handshake(&'static str),
     /// The node closed the connection.
     Closed,
     /// The system reported another error.
@@ -155,7 +159,8 @@ impl Cause {
     #[must_use]
     pub fn connecting(error: &io::Error) -> Self {
         let kind = error.kind();
-        if kind == io::ErrorKind::ConnectionRefused {
+        // A socket in the file system that is not there is a port where nobody listens.
+        if kind == io::ErrorKind::ConnectionRefused || kind == io::ErrorKind::NotFound {
             Self::Refused
         } else if kind == io::ErrorKind::TimedOut {
             Self::ConnectTimeout
@@ -191,6 +196,8 @@ impl fmt::Display for Cause {
             Self::Refused => f.write_str("connection refused"),
             Self::ConnectTimeout => f.write_str("connection not accepted in time"),
             Self::NameLookup => f.write_str("name not found"),
+            Self::Certificate(why) => write!(f, "the node's certificate is refused: {why}"),
+            Self::Handshake(why) => write!(f, "no TLS with the node: {why}"),
             Self::Closed => f.write_str("connection closed by the node"),
             Self::Io(kind) => write!(f, "{kind}"),
             Self::ResponseTimeout => f.write_str("no response in time"),

@@ -231,6 +231,8 @@ fn upstream(fault: &UpstreamFault) -> Named {
         Cause::Refused => (StatusCode::BAD_GATEWAY, "connection_refused"),
         Cause::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
         Cause::NameLookup => (StatusCode::BAD_GATEWAY, "dns_error"),
+        Cause::Certificate(_) => (StatusCode::BAD_GATEWAY, "tls_certificate_error"),
+        Cause::Handshake(_) => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
         Cause::Closed | Cause::Io(_) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Cause::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Cause::IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_read_timeout"),

@@ -619,6 +619,8 @@ fn until(failure: &UpstreamFault, tries: u32, now: Instant) -> Option<Until> {
         Cause::Refused
         | Cause::ConnectTimeout
         | Cause::NameLookup
+        | Cause::Certificate(_)
+        | Cause::Handshake(_)
         | Cause::Closed
         | Cause::Io(_) => Some(Until::Moment(now + pause(tries.saturating_sub(1)))),
         Cause::ResponseTimeout | Cause::IdleTimeout | Cause::Malformed(_) => Some(Until::Now),

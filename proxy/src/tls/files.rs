@@ -95,6 +95,21 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The file at fault, if it is one alone.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Read { path, .. }
+            | Self::NoCertificate { path }
+            | Self::Damaged { path, .. }
+            | Self::NoKey { path }
+            | Self::UnusableKey { path, .. }
+            | Self::NoAuthority { path }
+            | Self::UnusableAuthority { path, .. } => Some(path),
+            Self::Unfit { .. } => None,
+        }
+    }
+
     /// Whether the key's file is at fault, and not the certificate's.
     #[must_use]
     pub const fn is_about_key(&self) -> bool {
@@ -178,6 +193,23 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
     Ok(chain)
 }
 
+/// Reads authorities. The system's may hold some that cannot be used; one's own may not.
+pub(super) fn roots(path: &Path, are_systems: bool) -> Result<RootCertStore, LoadError> {
+    let found = chain(path)?;
+    let mut roots = RootCertStore::empty();
+    if are_systems {
+        roots.add_parsable_certificates(found);
+        return Ok(roots);
+    }
+    for certificate in found {
+        roots.add(certificate).map_err(|error| LoadError::Damaged {
+            path: path.into(),
+            why: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     // Opening anything else may wait for ever.
     if !fs::metadata(path)?.is_file() {
@@ -197,8 +229,9 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamps([Option<Stamp>; 2]);
 
+/// What is seen of a file from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -216,7 +249,7 @@ impl Stamps {
 }
 
 /// `None` if there is no such file.
-fn stamp(path: &Path) -> Option<Stamp> {
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     let seen = fs::metadata(path).ok()?;
     Some(Stamp {
         device: seen.dev(),

@@ -392,10 +392,11 @@ impl Outflow {
                     self.stage = Stage::Done;
                 }
                 Stage::Waiting(deadline) if deadline.has_passed(context) => self.go_ahead(),
-                Stage::Waiting(_) => return Poll::Pending,
-                Stage::Body => {
-                    ready!(self.poll_fill(outgoing, context)).map_err(SendError::Client)?;
-                }
+                Stage::Waiting(_) => return poll_linger(io, context),
+                Stage::Body => match self.poll_fill(outgoing, context) {
+                    Poll::Ready(filled) => filled.map_err(SendError::Client)?,
+                    Poll::Pending => return poll_linger(io, context),
+                },
             }
         }
     }
@@ -480,6 +481,17 @@ impl Outflow {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Pending, but with nothing left on this side that the node could be waiting for: what encrypts may have kept something.
+fn poll_linger<T: AsyncWrite + Unpin>(
+    io: &mut T,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), SendError>> {
+    match Pin::new(io).poll_flush(context) {
+        Poll::Ready(Err(error)) => Poll::Ready(Err(SendError::Io(Cause::io(&error)))),
+        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
     }
 }
 

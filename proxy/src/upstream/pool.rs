@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,13 +13,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tower::Service;
 
 use super::client::{Connection, Home, Terms, Transfer};
-use crate::config::Address;
+use super::link::{self, Link, dial};
+use crate::config::Endpoint;
 use crate::exchange::{Attempt, Cause, Fault, Reach, Response, TICK, Trail, UpstreamFault};
 
 /// How long an idle connection is kept when the node does not say: gunicorn closes after 2 s.
@@ -33,8 +32,6 @@ const AHEAD: Duration = Duration::from_millis(500);
 const RECENT: Duration = Duration::from_millis(200);
 /// How many requests of one worker wait for a connection to one node.
 const WAITING_MOST: usize = 1024;
-/// How many addresses of a name are tried.
-const ADDRESSES_MOST: usize = 8;
 
 /// What one pool may do.
 #[derive(Clone, Debug)]
@@ -50,12 +47,11 @@ pub struct PoolLimits {
 /// One worker's connections to one node.
 #[derive(Debug)]
 pub struct Pool {
-    address: Address,
-    literal: Option<SocketAddr>,
+    endpoint: Endpoint,
     last_good: Cell<Option<SocketAddr>>,
     limits: PoolLimits,
     terms: Terms,
-    idle: RefCell<Vec<Connection<Link>>>,
+    idle: RefCell<Vec<Connection<Counted>>>,
     places: Rc<Places>,
     waiting: Cell<usize>,
 }
@@ -69,48 +65,48 @@ struct Places {
 
 /// A socket that counts as one of the pool's as long as it lives.
 #[derive(Debug)]
-pub struct Link {
-    stream: TcpStream,
+pub struct Counted {
+    link: Link,
     place: Rc<Places>,
 }
 
-impl Drop for Link {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.place.open.set(self.place.open.get().saturating_sub(1));
         self.place.free.notify_one();
     }
 }
 
-impl AsyncRead for Link {
+impl AsyncRead for Counted {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        Pin::new(&mut self.link).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Link {
+impl AsyncWrite for Counted {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        Pin::new(&mut self.link).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(&mut self.link).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut self.link).poll_shutdown(context)
     }
 }
 
-impl Home<Link> for Rc<Pool> {
-    fn take_back(&self, mut connection: Connection<Link>) {
+impl Home<Counted> for Rc<Pool> {
+    fn take_back(&self, mut connection: Connection<Counted>) {
         connection.idle_since = self.terms.deadlines.ticks();
         self.idle.borrow_mut().push(connection);
         if self.waiting.get() > 0 {
@@ -131,12 +127,11 @@ enum Wanted {
 }
 
 impl Pool {
-    /// An empty pool for the node at `address`.
+    /// An empty pool for the node at `endpoint`.
     #[must_use]
-    pub fn new(address: Address, limits: PoolLimits, terms: Terms) -> Rc<Self> {
+    pub fn new(endpoint: Endpoint, limits: PoolLimits, terms: Terms) -> Rc<Self> {
         Rc::new(Self {
-            literal: address.literal(),
-            address,
+            endpoint,
             last_good: Cell::new(None),
             limits,
             terms,
@@ -165,7 +160,7 @@ impl Pool {
         drop(gone);
     }
 
-    fn take(&self, wanted: Wanted) -> Option<Connection<Link>> {
+    fn take(&self, wanted: Wanted) -> Option<Connection<Counted>> {
         if wanted == Wanted::Fresh {
             return None;
         }
@@ -176,16 +171,16 @@ impl Pool {
             if careful && self.idle_for(last) > RECENT {
                 return None;
             }
-            let connection = idle.pop()?;
+            let mut connection = idle.pop()?;
             drop(idle);
-            if !self.is_stale(&connection) && is_silent(&connection, careful) {
+            if !self.is_stale(&connection) && is_silent(&mut connection, careful) {
                 return Some(connection);
             }
         }
     }
 
     /// For how long a connection has been idle, at most.
-    fn idle_for(&self, connection: &Connection<Link>) -> Duration {
+    fn idle_for(&self, connection: &Connection<Counted>) -> Duration {
         let ticks = self
             .terms
             .deadlines
@@ -194,7 +189,7 @@ impl Pool {
         TICK * (ticks + 1)
     }
 
-    fn is_stale(&self, connection: &Connection<Link>) -> bool {
+    fn is_stale(&self, connection: &Connection<Counted>) -> bool {
         let most = connection
             .keep_for
             .map_or(IDLE_MOST, |said| said.saturating_sub(AHEAD).min(IDLE_EVER));
@@ -213,7 +208,7 @@ impl Pool {
         Some(Rc::clone(&self.places))
     }
 
-    async fn connect(self: Rc<Self>, wanted: Wanted) -> Result<Connection<Link>, UpstreamFault> {
+    async fn connect(self: Rc<Self>, wanted: Wanted) -> Result<Connection<Counted>, UpstreamFault> {
         let place = match self.place() {
             Some(place) => place,
             None => match self.wait(wanted).await? {
@@ -223,12 +218,10 @@ impl Pool {
         };
         // Counted from here on, so that the place is given back however this ends.
         let mut claim = Claim(Some(place));
-        let stream = timeout(self.limits.connect, self.dial()).await;
-        let stream = stream.map_err(|_| self.fault(Cause::ConnectTimeout))??;
-        // A socket that cannot be set up is broken, and the first write will say so.
-        let _ = stream.set_nodelay(true);
+        let link = timeout(self.limits.connect, self.dial()).await;
+        let link = link.map_err(|_| self.fault(Cause::ConnectTimeout))??;
         match claim.0.take() {
-            Some(place) => Ok(Connection::new(Link { stream, place })),
+            Some(place) => Ok(Connection::new(Counted { link, place })),
             None => Err(self.fault(Cause::Full)),
         }
     }
@@ -255,31 +248,11 @@ impl Pool {
         freed.map_err(|_| self.fault(Cause::Full))
     }
 
-    async fn dial(&self) -> Result<TcpStream, UpstreamFault> {
-        let mut last = self.fault(Cause::NameLookup);
-        for address in self.addresses().await? {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    self.last_good.set(Some(address));
-                    return Ok(stream);
-                }
-                Err(error) => last = self.fault(Cause::connecting(&error)),
-            }
-        }
-        Err(last)
-    }
-
-    /// Where to connect. A name that cannot be looked up at this moment is where it was last.
-    async fn addresses(&self) -> Result<Vec<SocketAddr>, UpstreamFault> {
-        if let Some(literal) = self.literal {
-            return Ok(vec![literal]);
-        }
-        let host = (self.address.host.as_str(), self.address.port);
-        match (lookup_host(host).await, self.last_good.get()) {
-            (Ok(found), _) => Ok(found.take(ADDRESSES_MOST).collect()),
-            (Err(_), Some(last)) => Ok(vec![last]),
-            (Err(_), None) => Err(self.fault(Cause::NameLookup)),
-        }
+    async fn dial(&self) -> Result<Link, UpstreamFault> {
+        let mut last_good = self.last_good.get();
+        let dialed = dial(&self.endpoint, &mut last_good).await;
+        self.last_good.set(last_good);
+        dialed.map_err(|error| self.fault(error.cause()))
     }
 
     const fn fault(&self, cause: Cause) -> UpstreamFault {
@@ -312,9 +285,9 @@ impl Pool {
 
     fn talk(
         self: &Rc<Self>,
-        connection: Connection<Link>,
+        connection: Connection<Counted>,
         attempt: Attempt,
-    ) -> Transfer<Link, Rc<Self>> {
+    ) -> Transfer<Counted, Rc<Self>> {
         let (home, terms) = (Rc::clone(self), self.terms.clone());
         let trail = &*attempt.trail;
         Transfer::new(
@@ -329,7 +302,7 @@ impl Pool {
 }
 
 enum Waited {
-    Idle(Connection<Link>),
+    Idle(Connection<Counted>),
     Place(Rc<Places>),
 }
 
@@ -363,21 +336,12 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Whether an idle connection is as it should be: open, and nothing to read. The runtime knows of whatever it has been told;
-/// `careful` asks the system, too.
-fn is_silent(connection: &Connection<Link>, careful: bool) -> bool {
-    let would_block = |result: io::Result<usize>| {
-        result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-    };
-    let stream = &connection.io.stream;
-    if !would_block(stream.try_read(&mut [0])) {
-        return false;
-    }
-    let peek = || socket2::SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
-    !careful || would_block(peek())
+/// Whether an idle connection is as it should be: open, and nothing to read.
+fn is_silent(connection: &mut Connection<Counted>, careful: bool) -> bool {
+    connection.io.link.is_silent(careful)
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<Connection<Link>, UpstreamFault>>>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Connection<Counted>, UpstreamFault>>>>;
 
 #[expect(
     clippy::large_enum_variant,
@@ -385,7 +349,7 @@ type Connecting = Pin<Box<dyn Future<Output = Result<Connection<Link>, UpstreamF
 )]
 enum State {
     Connecting(Connecting, Option<Attempt>),
-    Talking(Transfer<Link, Rc<Pool>>),
+    Talking(Transfer<Counted, Rc<Pool>>),
 }
 
 /// One attempt under way. A future for the response.
@@ -460,9 +424,13 @@ impl Service<Attempt> for Pools {
 /// Whether something accepts connections at the node: connects and closes again. `None` when neither a yes nor a refusal was
 /// heard in time.
 pub async fn knock(pool: &Pool, within: Duration) -> Option<bool> {
-    match timeout(within, pool.dial()).await.ok()? {
-        Ok(_) => Some(true),
-        Err(fault) if fault.cause == Cause::Refused => Some(false),
+    let mut last_good = pool.last_good.get();
+    match timeout(within, link::knock(&pool.endpoint, &mut last_good))
+        .await
+        .ok()?
+    {
+        Ok(()) => Some(true),
+        Err(error) if error.is_refusal() => Some(false),
         Err(_) => None,
     }
 }
@@ -470,6 +438,7 @@ pub async fn knock(pool: &Pool, within: Duration) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Address;
     use crate::exchange::{Body, Deadlines, Head, Upload};
     use crate::logic::NodeId;
     use http_body_util::BodyExt;
@@ -513,10 +482,10 @@ mod tests {
     }
 
     fn pool(address: SocketAddr, connections: usize) -> Rc<Pool> {
-        let address = Address {
+        let endpoint = Endpoint::Tcp(Address {
             host: address.ip().to_string(),
             port: address.port(),
-        };
+        });
         let limits = PoolLimits {
             connections,
             connect: Duration::from_secs(1),
@@ -527,7 +496,7 @@ mod tests {
             idle: Duration::from_secs(1),
             deadlines: Deadlines::default(),
         };
-        Pool::new(address, limits, terms)
+        Pool::new(endpoint, limits, terms)
     }
 
     /// Lets time pass, as far as the pool is concerned.
@@ -629,7 +598,7 @@ mod tests {
                 ask(&pool, "POST").await.unwrap();
                 assert_eq!(node.accepted.get(), n);
                 // The node's end is seen by the system before it is seen by the runtime; a careful look finds it.
-                while is_silent(&pool.idle.borrow()[0], true) {
+                while is_silent(&mut pool.idle.borrow_mut()[0], true) {
                     tokio::task::yield_now().await;
                 }
             }

@@ -9,12 +9,12 @@ use bytes::BytesMut;
 use shared::rng::{Rng, jitter};
 use shared::{clock, drain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::client::parse::{self, Found};
-use crate::config::{Address, Health};
+use super::link::{self, DialError, Link, dial};
+use crate::config::{Endpoint, Health};
 use crate::exchange::decode::{Decoder, Malformed, Piece};
 use crate::logic::NodeId;
 
@@ -67,7 +67,7 @@ pub struct Target {
     /// The node.
     pub node: NodeId,
     /// Where it listens.
-    pub address: Address,
+    pub endpoint: Endpoint,
     /// How.
     pub health: Health,
 }
@@ -154,10 +154,14 @@ async fn knock(
             return std::future::pending().await;
         }
         let next = clock::now() + KNOCK_EVERY;
-        let dialed = timeout(target.health.timeout, dial(&target.address)).await;
+        let dialed = timeout(
+            target.health.timeout,
+            link::knock(&target.endpoint, &mut None),
+        )
+        .await;
         let kind = match dialed {
             Ok(Ok(_)) => Some(Seen::Answered),
-            Ok(Err(error)) if is_refusal(&error) => Some(Seen::Refused),
+            Ok(Err(error)) if error.is_refusal() => Some(Seen::Refused),
             // Neither is certain: the next probe will tell.
             Ok(Err(_)) | Err(_) => None,
         };
@@ -171,17 +175,10 @@ async fn knock(
     }
 }
 
-async fn dial(address: &Address) -> io::Result<TcpStream> {
-    match address.literal() {
-        Some(literal) => TcpStream::connect(literal).await,
-        None => TcpStream::connect((address.host.as_str(), address.port)).await,
-    }
-}
-
 /// Why an answer is not one.
 #[derive(Debug)]
 enum Failure {
-    Dial(io::Error),
+    Dial(DialError),
     Talk(io::Error),
     Closed,
     Malformed(Malformed),
@@ -192,7 +189,7 @@ impl Failure {
         Seen::Failed {
             why: self.to_string(),
             how: match self {
-                Self::Dial(error) if is_refusal(error) => How::Refused,
+                Self::Dial(error) if error.is_refusal() => How::Refused,
                 Self::Dial(_) | Self::Talk(_) | Self::Closed | Self::Malformed(_) => How::Wrong,
             },
         }
@@ -202,7 +199,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dial(error) => write!(f, "connect: {error}"),
+            Self::Dial(error) => error.fmt(f),
             Self::Talk(error) => write!(f, "read the answer: {error}"),
             Self::Closed => f.write_str("closed without an answer"),
             Self::Malformed(Malformed(why)) => write!(f, "malformed answer: {why}"),
@@ -210,16 +207,12 @@ impl fmt::Display for Failure {
     }
 }
 
-fn is_refusal(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::ConnectionRefused
-}
-
 /// An answer whose head has come.
 struct Answer {
     status: u16,
     decoder: Decoder,
     bytes: BytesMut,
-    stream: TcpStream,
+    link: Link,
 }
 
 impl Answer {
@@ -230,7 +223,7 @@ impl Answer {
             match self.decoder.decode(&mut self.bytes) {
                 Ok(Some(Piece::Data(data))) => left = left.saturating_sub(data.len()),
                 Ok(Some(Piece::End)) | Err(_) => return,
-                Ok(None) => match self.stream.read_buf(&mut self.bytes).await {
+                Ok(None) => match self.link.read_buf(&mut self.bytes).await {
                     Ok(0) | Err(_) => return,
                     Ok(_) => (),
                 },
@@ -240,6 +233,18 @@ impl Answer {
 }
 
 impl Target {
+    async fn dial(&self) -> Result<Link, DialError> {
+        dial(&self.endpoint, &mut None).await
+    }
+
+    /// Whom to ask for. A socket has no name.
+    fn host(&self) -> String {
+        match &self.endpoint {
+            Endpoint::Tcp(address) | Endpoint::Tls(address, _) => address.to_string(),
+            Endpoint::Unix(_) => "localhost".to_owned(),
+        }
+    }
+
     fn judge(&self, status: u16) -> Seen {
         if self.health.statuses.contain(status) {
             return Seen::Passed;
@@ -253,16 +258,17 @@ impl Target {
 
 /// Asks once.
 async fn ask(target: &Target) -> Result<Answer, Failure> {
-    let mut stream = dial(&target.address).await.map_err(Failure::Dial)?;
+    let mut link = target.dial().await.map_err(Failure::Dial)?;
     let request = format!(
         "GET {} HTTP/1.1\r\nhost: {}\r\nuser-agent: hotwarm\r\naccept: */*\r\nconnection: close\r\n\r\n",
-        target.health.path, target.address
+        target.health.path,
+        target.host()
     );
-    let sent = stream.write_all(request.as_bytes()).await;
+    let sent = link.write_all(request.as_bytes()).await;
     sent.map_err(Failure::Talk)?;
     let mut bytes = BytesMut::with_capacity(4096);
     loop {
-        if stream.read_buf(&mut bytes).await.map_err(Failure::Talk)? == 0 {
+        if link.read_buf(&mut bytes).await.map_err(Failure::Talk)? == 0 {
             return Err(Failure::Closed);
         }
         while let Some(found) = parse::response(&mut bytes, 0, false).map_err(Failure::Malformed)? {
@@ -272,7 +278,7 @@ async fn ask(target: &Target) -> Result<Answer, Failure> {
                         status: head.status.as_u16(),
                         decoder: Decoder::new(head.framing),
                         bytes,
-                        stream,
+                        link,
                     });
                 }
                 Found::Interim(_) => (),

@@ -62,7 +62,7 @@ impl Papers {
         self.read(name)
     }
 
-    fn read(&self, name: &str) -> CertificateDer<'static> {
+    pub(crate) fn read(&self, name: &str) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.cert(name)).unwrap()
     }
 

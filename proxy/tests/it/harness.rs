@@ -1,6 +1,8 @@
 //! What the tests share: a proxy steered by hand, nodes that follow a script, clients that say exactly what a test wants.
 
 pub(crate) mod client;
+pub(crate) mod front;
+pub(crate) mod gunicorn;
 pub(crate) mod http2;
 pub(crate) mod node;
 pub(crate) mod season;
@@ -78,7 +80,7 @@ pub(crate) struct Proxy {
 
 /// How a proxy is set up.
 pub(crate) struct Setup {
-    nodes: Vec<SocketAddr>,
+    nodes: Vec<String>,
     syncds: Vec<SocketAddr>,
     first: View,
     tables: String,
@@ -89,7 +91,10 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn new(nodes: &[&Node]) -> Self {
         Self {
-            nodes: nodes.iter().map(|node| node.address).collect(),
+            nodes: nodes
+                .iter()
+                .map(|node| format!("http://{}", node.address))
+                .collect(),
             syncds: Vec::new(),
             first: open(1, A),
             tables: String::new(),
@@ -100,7 +105,15 @@ impl Setup {
 
     pub(crate) fn addresses(nodes: &[SocketAddr]) -> Self {
         Self {
-            nodes: nodes.to_vec(),
+            nodes: nodes.iter().map(|node| format!("http://{node}")).collect(),
+            ..Self::new(&[])
+        }
+    }
+
+    /// Nodes by their URLs.
+    pub(crate) fn urls<'u>(urls: impl IntoIterator<Item = &'u str>) -> Self {
+        Self {
+            nodes: urls.into_iter().map(str::to_owned).collect(),
             ..Self::new(&[])
         }
     }
@@ -146,7 +159,7 @@ impl Setup {
         );
         for (n, node) in self.nodes.iter().enumerate() {
             let name = char::from(b'a' + u8::try_from(n).unwrap());
-            text += &format!("[[service.node]]\nname = \"{name}\"\nurl = \"http://{node}\"\n");
+            text += &format!("[[service.node]]\nname = \"{name}\"\nurl = \"{node}\"\n");
             if let Some(syncd) = self.syncds.get(n) {
                 text += &format!("syncd = \"http://{syncd}\"\n");
             }

@@ -23,6 +23,8 @@ mod multiplexing;
 mod responses;
 mod retrying;
 mod smuggling;
+mod sockets;
 mod splitting;
 mod strictness;
+mod trusting;
 mod watching;

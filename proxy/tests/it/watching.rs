@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proxy::config::{Address, Health};
+use proxy::config::{Address, Endpoint, Health};
 use proxy::logic::NodeId;
 use proxy::logic::health::{Patience, Statuses};
 use proxy::upstream::probe::{How, Observation, Seen, Target, run};
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::harness::{Act, Node, PATIENCE, nobody};
 
-struct Prober {
+pub(crate) struct Prober {
     seen: mpsc::Receiver<Observation>,
     alert: watch::Sender<bool>,
     _drain: drain::Signal,
@@ -21,12 +21,17 @@ struct Prober {
 
 impl Prober {
     fn new(address: std::net::SocketAddr, interval: Duration) -> Self {
+        let address = Address {
+            host: address.ip().to_string(),
+            port: address.port(),
+        };
+        Self::at(address.into(), interval)
+    }
+
+    pub(crate) fn at(endpoint: Endpoint, interval: Duration) -> Self {
         let target = Target {
             node: NodeId(3),
-            address: Address {
-                host: address.ip().to_string(),
-                port: address.port(),
-            },
+            endpoint,
             health: Health {
                 path: "/healthz".to_owned(),
                 interval,
@@ -48,21 +53,25 @@ impl Prober {
         }
     }
 
-    async fn next(&mut self) -> Seen {
+    pub(crate) fn alarm(&self) {
+        self.alert.send_replace(true);
+    }
+
+    pub(crate) async fn next(&mut self) -> Seen {
         let observation = timeout(PATIENCE, self.seen.recv()).await.unwrap().unwrap();
         assert_eq!(observation.node, NodeId(3));
         observation.kind
     }
 }
 
-fn failed(kind: Seen) -> (String, How) {
+pub(crate) fn failed(kind: Seen) -> (String, How) {
     match kind {
         Seen::Failed { why, how } => (why, how),
         other @ (Seen::Passed | Seen::Refused | Seen::Answered) => panic!("{other:?}"),
     }
 }
 
-const OFTEN: Duration = Duration::from_millis(20);
+pub(crate) const OFTEN: Duration = Duration::from_millis(20);
 
 #[tokio::test]
 async fn answers_are_judged_by_their_status() {

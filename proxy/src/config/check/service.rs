@@ -1,18 +1,18 @@
 //! One service at a time, and what services may not have in common.
 
 mod balance;
+mod trust;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::Method;
 use shared::call::Peer;
 
+use self::trust::NodeTrust;
 use super::{Check, unique};
+use crate::config::endpoint::address;
 use crate::config::file::{self, Fencing, Reads};
-use crate::config::{
-    Address, Durability, Failover, Health, Hold, Node, Retry, Service, Syncd, Timeouts,
-};
+use crate::config::{Durability, Failover, Health, Hold, Node, Retry, Service, Syncd, Timeouts};
 use crate::logic::NodeId;
 use crate::logic::breaker::BreakerLimits;
 use crate::logic::health::{Patience, Statuses};
@@ -105,7 +105,8 @@ impl One<'_> {
     fn service(&mut self, service: &file::Service) -> Service {
         self.name("name", &service.name);
         self.unbuilt(service);
-        let nodes = self.nodes(&service.node);
+        let trust = self.trust(service);
+        let nodes = self.nodes(&service.node, trust.as_ref());
         self.replication(&nodes);
         self.all_active(service, &nodes);
         let failover = service.failover.as_ref();
@@ -192,7 +193,7 @@ impl One<'_> {
         checked
     }
 
-    fn nodes(&mut self, nodes: &[file::Node]) -> Vec<Node> {
+    fn nodes(&mut self, nodes: &[file::Node], trust: Option<&NodeTrust>) -> Vec<Node> {
         if nodes.is_empty() {
             self.note(
                 "node",
@@ -229,11 +230,11 @@ impl One<'_> {
         );
         each()
             .take(NODES_MOST)
-            .map(|(n, node)| self.node(n, node))
+            .map(|(n, node)| self.node(n, node, trust))
             .collect()
     }
 
-    fn node(&mut self, n: usize, node: &file::Node) -> Node {
+    fn node(&mut self, n: usize, node: &file::Node, trust: Option<&NodeTrust>) -> Node {
         let key = |name: &str| format!("node.{n}.{name}");
         self.name(&key("name"), &node.name);
         if !(1..=WEIGHT_MOST).contains(&node.weight) {
@@ -258,40 +259,11 @@ impl One<'_> {
         Node {
             id: NodeId(u8::try_from(n).unwrap_or(u8::MAX)),
             name: node.name.as_str().into(),
-            address: self.address(&key("url"), &node.url),
+            endpoint: self.endpoint(&key("url"), &node.url, trust),
             syncd: syncd.and_then(|url| self.syncd(&key("syncd"), url)),
             weight: node.weight,
             priority: node.priority,
             max_connections: node.max_connections,
-        }
-    }
-
-    fn address(&mut self, key: &str, url: &str) -> Address {
-        for (scheme, what) in [
-            ("https://", "https://"),
-            ("h2c://", "h2c://"),
-            ("unix:", "unix:"),
-        ] {
-            if url.starts_with(scheme) {
-                self.not_built(key, what);
-                return Address {
-                    host: String::new(),
-                    port: 0,
-                };
-            }
-        }
-        match address(url) {
-            Ok(address) => address,
-            Err(why) => {
-                self.note(
-                    key,
-                    format!("\"{url}\" is not a node's URL: {why}; expected http://HOST:PORT"),
-                );
-                Address {
-                    host: String::new(),
-                    port: 0,
-                }
-            }
         }
     }
 
@@ -303,7 +275,12 @@ impl One<'_> {
         let peer = Peer::new(url, self.syncd_token)
             .map_err(|bad| self.note(key, bad))
             .ok()?;
-        let address = address(url).map_err(|why| self.note(key, why)).ok()?;
+        let rest = url.strip_prefix("http://");
+        let address = rest
+            .ok_or("it does not begin with http://")
+            .and_then(|rest| address(rest, 80))
+            .map_err(|why| self.note(key, why))
+            .ok()?;
         if !address.is_loopback() && self.syncd_token.is_none() {
             self.note(
                 key,
@@ -540,37 +517,4 @@ impl One<'_> {
             );
         }
     }
-}
-
-/// Reads `http://HOST[:PORT]`, nothing after it but one slash.
-fn address(url: &str) -> Result<Address, &'static str> {
-    let rest = url
-        .strip_prefix("http://")
-        .ok_or("it does not begin with http://")?;
-    let authority = rest.strip_suffix('/').unwrap_or(rest);
-    if authority.contains(['/', '?', '#']) {
-        return Err("nothing may follow the port: requests keep their own path");
-    }
-    let parsed: http::uri::Authority = authority.parse().map_err(|_| "the host is not valid")?;
-    if authority.contains('@') {
-        return Err("no user may be named");
-    }
-    let host = parsed.host();
-    let inside = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
-    if inside.is_some_and(|inside| inside.parse::<IpAddr>().is_err()) {
-        return Err("the address in brackets is not valid");
-    }
-    let port = match parsed.port() {
-        None if authority == host => Some(80),
-        None => None,
-        Some(port) => Some(port.as_u16()).filter(|port| *port != 0),
-    };
-    let port = port.ok_or("the port is not valid")?;
-    let host = inside.unwrap_or(host).to_owned();
-    if host.is_empty() {
-        return Err("the host is missing");
-    }
-    Ok(Address { host, port })
 }
