@@ -13,6 +13,7 @@ mod fault;
 pub mod fields;
 mod head;
 mod trail;
+pub mod trailers;
 mod upload;
 
 use std::rc::Rc;

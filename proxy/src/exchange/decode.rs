@@ -3,11 +3,14 @@
 
 use bytes::{Bytes, BytesMut};
 
+use http::HeaderMap;
+
 use super::fields::is_value_byte;
+use super::trailers;
 
 /// The longest line of a chunk's size and extensions, or of a trailer, in bytes.
 const LINE_MOST: usize = 4 << 10;
-/// All extensions and trailers of one body together, in bytes: nobody reads them.
+/// All extensions and trailers of one body together, in bytes.
 const EXTRA_MOST: usize = 16 << 10;
 /// Old servers pad a chunk's size to a fixed width; so much of it does not count as extra.
 const PADDING: usize = 8;
@@ -43,6 +46,7 @@ pub enum Piece {
 pub struct Decoder {
     state: State,
     extra: usize,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +70,11 @@ impl Decoder {
             Framing::Chunked => State::Size,
             Framing::Close => State::Close,
         };
-        Self { state, extra: 0 }
+        Self {
+            state,
+            extra: 0,
+            trailers: None,
+        }
     }
 
     /// Takes what it can from the front of `bytes`; `None` when more is needed.
@@ -125,7 +133,7 @@ impl Decoder {
                         self.state = State::Ended;
                     } else {
                         self.spend(line.len())?;
-                        trailer(&line)?;
+                        trailers::take(&line, &mut self.trailers)?;
                     }
                 }
             }
@@ -148,6 +156,11 @@ impl Decoder {
             | State::ChunkEnd
             | State::Trailers => Err(Malformed("truncated body")),
         }
+    }
+
+    /// The trailers that came behind it, if they may be passed on. Once, after its end.
+    pub fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take().map(|trailers| *trailers)
     }
 
     /// Whether its end is proved.
@@ -269,16 +282,6 @@ pub fn end_of_head(bytes: &[u8], seen: usize) -> Option<usize> {
         [b'\r', b'\n', ..] => Some(start + at + 3),
         _ => None,
     })
-}
-
-/// Trailers are dropped, but one that is not a field shows that the framing is lost.
-fn trailer(line: &[u8]) -> Result<(), Malformed> {
-    let colon = line.iter().position(|b| *b == b':');
-    let name = colon.map_or(&[][..], |colon| &line[..colon]);
-    if name.is_empty() || name.iter().any(u8::is_ascii_whitespace) {
-        return Err(Malformed("invalid trailer"));
-    }
-    Ok(())
 }
 
 const fn hex(digit: u8) -> u8 {

@@ -14,6 +14,8 @@ pub struct Head {
     pub version: Version,
     /// The fields.
     pub fields: Fields,
+    /// Whether the client takes trailers; the fields say so, too.
+    pub takes_trailers: bool,
     target: Text,
     authority: Option<Text>,
 }
@@ -42,6 +44,7 @@ impl Head {
             method,
             version,
             fields,
+            takes_trailers: false,
             target: Text::Raw(target),
             authority: None,
         }
@@ -54,6 +57,7 @@ impl Head {
             method,
             version: Version::HTTP_11,
             fields: Fields::default(),
+            takes_trailers: false,
             target: Text::Own(target.as_bytes().into()),
             authority: None,
         }

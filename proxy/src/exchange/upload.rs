@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::Body as HttpBody;
 
-use super::{Body, Deadline, Deadlines, Fault, Trail};
+use super::{Body, Deadline, Deadlines, Fault, Trail, trailers};
 
 /// A client's body and what is kept of it.
 pub struct Replay {
@@ -20,6 +21,7 @@ pub struct Replay {
     room: usize,
     whole: bool,
     ended: bool,
+    trailers: Option<Box<HeaderMap>>,
     moved: u64,
     idle: Idle,
     trail: Rc<Trail>,
@@ -60,6 +62,7 @@ impl Replay {
             room,
             whole: fits,
             ended: false,
+            trailers: None,
             moved: 0,
             idle: Idle {
                 deadlines: deadlines.clone(),
@@ -112,16 +115,18 @@ impl Replay {
                 Poll::Pending => return self.poll_patience(context),
                 Poll::Ready(None) => self.ended = true,
                 Poll::Ready(Some(Err(fault))) => return Poll::Ready(Some(Err(fault))),
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers are dropped: nobody asked for them.
-                    if let Ok(data) = frame.into_data()
-                        && !data.is_empty()
-                    {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => (),
+                    Ok(data) => {
                         self.keep(&data);
                         *at = self.kept.len();
                         return Poll::Ready(Some(Ok(data)));
                     }
-                }
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().ok();
+                        self.trailers = trailers.and_then(trailers::allowed).map(Box::new);
+                    }
+                },
             }
         }
     }
@@ -206,6 +211,13 @@ impl Upload {
         self.replay
             .as_ref()
             .is_none_or(|replay| replay.borrow().whole)
+    }
+
+    /// What the client sent behind the body and may be passed on, to a node that can take it. Known when the body has ended.
+    #[must_use]
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        let replay = self.replay.as_ref()?.borrow();
+        replay.trailers.as_deref().cloned()
     }
 
     /// The next piece; never an empty one.

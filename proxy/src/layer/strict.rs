@@ -11,7 +11,7 @@ use tower::{Layer, Service};
 use super::checked::Checked;
 use crate::exchange::decode::decimal;
 use crate::exchange::fields::{FieldId, FieldSet, Fields};
-use crate::exchange::{Fault, Head, Request, Response};
+use crate::exchange::{Fault, Head, Request, Response, trailers};
 
 /// What must be looked at more closely; most requests have none of it.
 const ODD: FieldSet = FieldSet::of(&[
@@ -85,10 +85,16 @@ pub fn check(head: &mut Head) -> Result<(), Refusal> {
     }
     expectation(&head.fields)?;
     upgrade(&head.fields)?;
+    let takes_trailers = trailers::are_wanted(&head.fields);
     for name in nominated(&head.fields)? {
         head.fields.remove_named(&name);
     }
     head.fields.remove(ENDS_HERE);
+    if takes_trailers {
+        // What else `TE` says is about codings that nobody uses.
+        head.takes_trailers = true;
+        head.fields.add("TE", b"trailers");
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use super::head::{self, Parsed, Refused};
 use super::line::{Carrier, Line};
 use super::outgoing::{Asked, Broken, Outgoing};
 use super::{Front, Guest, LINGER, http2, linger};
-use crate::exchange::{Body, Deadline, Fault, Head, Peer, Request, Response, Trail};
+use crate::exchange::{Body, Deadline, Fault, Head, Peer, Request, Response, Trail, trailers};
 
 /// No request waits this long without a deadline of its own inside.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -238,7 +238,10 @@ impl<S: Serves, T: Carrier> Session<S, T> {
             persistent,
             expects,
         } = parsed;
-        let asked = Asked::new(&head.method, head.version, persistent);
+        let asked = Asked {
+            trailers: trailers::are_wanted(&head.fields),
+            ..Asked::new(&head.method, head.version, persistent)
+        };
         let body = self.line.begin_body(framing, expects);
         let request = self.request(head, body, None);
         self.answer(request, asked).await

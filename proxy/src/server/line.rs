@@ -301,7 +301,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> HttpBody for ClientBody<T> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let piece = ready!(self.poll_piece(context));
-        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+        Poll::Ready(match piece {
+            Some(piece) => Some(piece.map(Frame::data)),
+            None => {
+                let trailers = self.0.body.borrow_mut().decoder.take_trailers();
+                trailers.map(|trailers| Ok(Frame::trailers(trailers)))
+            }
+        })
     }
 
     fn is_end_stream(&self) -> bool {

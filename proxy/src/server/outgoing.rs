@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http::{HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body::Body as HttpBody;
 use shared::clock;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::line::Line;
 use crate::exchange::encode::{LAST_CHUNK, chunk, decimal};
 use crate::exchange::fields::{FieldId, FieldSet};
-use crate::exchange::{Fault, Response};
+use crate::exchange::{Fault, Response, trailers};
 
 /// Up to this size pieces are joined with what is before them; larger ones are written from where they are.
 const JOINED: usize = 16 << 10;
@@ -25,9 +25,10 @@ const OURS: FieldSet = FieldSet::of(&[
     FieldId::TransferEncoding,
     FieldId::KeepAlive,
     FieldId::ProxyConnection,
-    FieldId::Trailer,
     FieldId::Upgrade,
 ]);
+/// The same, where no trailers are sent.
+const OURS_WITHOUT_TRAILERS: FieldSet = OURS.with(FieldSet::of(&[FieldId::Trailer]));
 
 /// What a response depends on besides itself.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,8 @@ pub(super) struct Asked {
     pub(super) version: Version,
     /// Whether the connection shall go on.
     pub(super) persistent: bool,
+    /// Whether the client takes trailers.
+    pub(super) trailers: bool,
 }
 
 impl Asked {
@@ -46,6 +49,7 @@ impl Asked {
             head: *method == Method::HEAD,
             version,
             persistent,
+            trailers: false,
         }
     }
 }
@@ -61,12 +65,20 @@ enum Ending {
     Close,
 }
 
+/// What becomes of what follows the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trailers {
+    Sent,
+    Dropped,
+}
+
 /// A response being written.
 #[derive(Debug)]
 pub(super) struct Outgoing<B> {
     body: B,
     ending: Ending,
     ended: bool,
+    trailers: Trailers,
     /// How much of the buffer is written.
     at: usize,
     /// A large piece, behind the buffer.
@@ -113,7 +125,12 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
         let persistent = asked.persistent && ending != Ending::Close;
         out.reserve(response.fields.raw().len() + 256);
         start_line(out, &response);
-        response.fields.write(out, OURS);
+        let (trailers, skip) = if asked.trailers && ending == Ending::Chunked {
+            (Trailers::Sent, OURS)
+        } else {
+            (Trailers::Dropped, OURS_WITHOUT_TRAILERS)
+        };
+        response.fields.write(out, skip);
         if !response.fields.has(FieldId::Date) {
             dates.write(out);
         }
@@ -134,6 +151,7 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
             body: response.body,
             ended: matches!(ending, Ending::None | Ending::Length(0)),
             ending,
+            trailers,
             at: 0,
             piece: Bytes::new(),
             flushing: false,
@@ -203,8 +221,13 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
         };
         let frame = ready!(std::pin::Pin::new(&mut self.body).poll_frame(context));
         let data = match frame {
-            // Trailers are dropped: nobody asked for them.
-            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => data,
+                Err(frame) => {
+                    self.end_with(frame.into_trailers().ok(), out);
+                    return Poll::Ready(Ok(()));
+                }
+            },
             Some(Err(_)) => return Poll::Ready(Err(broken)),
             None => return Poll::Ready(self.end(out).ok_or(broken)),
         };
@@ -230,6 +253,18 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Trailers came, and so the end; if nobody wants them, the end is still to come.
+    fn end_with(&mut self, came: Option<HeaderMap>, out: &mut Vec<u8>) {
+        if self.trailers == Trailers::Sent
+            && let Some(came) = came.and_then(trailers::allowed)
+        {
+            self.ended = true;
+            out.extend_from_slice(b"0\r\n");
+            trailers::write(&came, out);
+            out.extend_from_slice(b"\r\n");
+        }
     }
 
     /// The body says that it is over; `None` if it is too early.

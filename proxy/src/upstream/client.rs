@@ -591,7 +591,13 @@ where
             _ if this.decoder.has_ended() => this.end(),
             _ => (),
         }
-        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
+        Poll::Ready(match piece {
+            Some(piece) => Some(piece.map(Frame::data)),
+            None => {
+                let trailers = this.decoder.take_trailers();
+                trailers.map(|trailers| Ok(Frame::trailers(trailers)))
+            }
+        })
     }
 
     fn is_end_stream(&self) -> bool {

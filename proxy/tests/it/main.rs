@@ -26,5 +26,6 @@ mod smuggling;
 mod sockets;
 mod splitting;
 mod strictness;
+mod trailing;
 mod trusting;
 mod watching;

@@ -10,14 +10,14 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::EXPECT;
 use http::request::Parts;
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use http_body::Body as HttpBody;
 use shared::clock;
 
 use super::body::{Uploading, Word};
 use super::flow::Piece;
 use super::{Connected, head};
-use crate::exchange::{Body, Deadline, Fault, Request, Response, Trail};
+use crate::exchange::{Body, Deadline, Fault, Request, Response, Trail, trailers};
 use crate::server::Serves;
 
 /// The largest piece that is handed to the library at once, in bytes.
@@ -173,22 +173,30 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => self.take(data)?,
                     Err(frame) => {
-                        let trailers = frame.into_trailers().unwrap_or_default();
-                        self.end()?;
-                        return Poll::Ready(
-                            sending.send_trailers(trailers).map_err(|_| Broken::Client),
-                        );
+                        let came = frame.into_trailers().ok().and_then(trailers::allowed);
+                        return Poll::Ready(self.last(came, sending, ours));
                     }
                 },
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Broken::Source)),
-                Poll::Ready(None) => {
-                    self.end()?;
-                    let last = Piece::new(Bytes::new(), &ours.flow);
-                    return Poll::Ready(sending.send_data(last, true).map_err(|_| Broken::Client));
-                }
+                Poll::Ready(None) => return Poll::Ready(self.last(None, sending, ours)),
                 Poll::Pending => return poll_gone(sending, context),
             }
         }
+    }
+
+    /// Ends the stream.
+    fn last<S>(
+        &mut self,
+        trailers: Option<HeaderMap>,
+        sending: &mut SendStream<Piece>,
+        ours: &Connected<S>,
+    ) -> Result<(), Broken> {
+        self.end()?;
+        let sent = match trailers {
+            Some(trailers) => sending.send_trailers(trailers),
+            None => sending.send_data(Piece::new(Bytes::new(), &ours.flow), true),
+        };
+        sent.map_err(|_| Broken::Client)
     }
 
     fn take(&mut self, data: Bytes) -> Result<(), Broken> {

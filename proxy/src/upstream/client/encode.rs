@@ -36,6 +36,10 @@ pub(super) fn request(out: &mut Vec<u8>, head: &Head, upload: &Upload, trail: &T
     } else {
         head.fields.write(out, FRAMING);
     }
+    if head.takes_trailers {
+        // Whoever says `TE` says that it is about this connection (RFC 9110 §10.1.4).
+        out.extend_from_slice(b"Connection: TE\r\n");
+    }
     if trail.adds_lines() {
         way_here(out, head, trail);
     }

@@ -18,14 +18,13 @@ pub const HEAD_MOST: usize = 64 << 10;
 /// The most fields that are read.
 const FIELDS_MOST: usize = 128;
 
-/// Of no meaning beyond the node's connection (RFC 9110 §7.6.1); trailers are not passed on.
+/// Of no meaning beyond the node's connection (RFC 9110 §7.6.1).
 const HOP_BY_HOP: FieldSet = FieldSet::of(&[
     FieldId::Connection,
     FieldId::KeepAlive,
     FieldId::ProxyConnection,
     FieldId::ProxyAuthenticate,
     FieldId::Te,
-    FieldId::Trailer,
     FieldId::TransferEncoding,
     FieldId::Upgrade,
     FieldId::Http2Settings,
@@ -371,7 +370,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\nConnection: X-One\r\nX-One: 1\r\nConnection: x-two, keep-alive\r\nX-Two: 2\r\nKeep-Alive: max=5, Timeout=7\r\nProxy-Connection: a\r\nUpgrade: h2c\r\nTrailer: x\r\nX-Three: 3\r\nContent-Length: 0\r\n\r\n",
         );
         let names: Vec<_> = head.fields.iter().map(|(_, name, _)| name).collect();
-        assert_eq!(names, [&b"X-Three"[..], b"Content-Length"]);
+        assert_eq!(names, [&b"Trailer"[..], b"X-Three", b"Content-Length"]);
         assert_eq!(head.keep_for, Some(Duration::from_secs(7)));
     }
 

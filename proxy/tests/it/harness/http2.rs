@@ -83,6 +83,11 @@ impl Ask {
             .collect();
         self
     }
+
+    pub(crate) fn trailers(mut self, trailers: HeaderMap) -> Self {
+        self.trailers = Some(trailers);
+        self
+    }
 }
 
 /// A client that speaks HTTP/2 as the RFC has it.
