@@ -130,6 +130,8 @@ pub struct Service {
     pub mode: Mode,
     /// Whose word about the client is believed.
     pub trusted: Vec<Network>,
+    /// The protocols that its nodes are offered to speak instead of HTTP, in lower case.
+    pub upgrades: Vec<Arc<str>>,
     /// Its nodes, at most 64, in the order of the file.
     pub nodes: Vec<Node>,
     /// How nodes are probed.
@@ -183,8 +185,10 @@ pub struct Node {
     pub weight: u32,
     /// Lower is preferred among equally caught-up standbys, 0 to 255.
     pub priority: u32,
-    /// Connections to it at once, over all workers.
+    /// Connections to it at once, over all workers; tunnels are not among them.
     pub max_connections: usize,
+    /// Tunnels to it at once, over all workers.
+    pub max_tunnels: usize,
 }
 
 /// A node's `syncd`.

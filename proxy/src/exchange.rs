@@ -14,7 +14,9 @@ pub mod fields;
 mod head;
 mod trail;
 pub mod trailers;
+mod tunnel;
 mod upload;
+pub mod websocket;
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -24,6 +26,7 @@ pub use deadline::{Deadline, Deadlines, TICK};
 pub use fault::{Cause, Fault, Reach, Unavailable, Unconfirmed, UpstreamFault};
 pub use head::{Head, Response};
 pub use trail::{Certified, Closer, Encryption, Peer, RequestId, Trail, Tried};
+pub use tunnel::{Bond, Leash, Opens, Tunnel, Wire};
 pub use upload::{Replay, Upload};
 
 use crate::logic::NodeId;

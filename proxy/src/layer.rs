@@ -17,3 +17,4 @@ pub mod retry;
 pub mod route;
 pub mod sticky;
 pub mod strict;
+pub mod tunnel;

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub upstream_seconds: HistogramVec,
     /// Connections to nodes, idle and active.
     pub upstream_connections: IntGaugeVec,
+    /// Tunnels open at this moment.
+    pub tunnels: IntGaugeVec,
     /// Attempts beyond the first, by the class of the one that failed.
     pub retries: IntCounterVec,
     /// 0 closed, 1 half-open, 2 open.
@@ -113,6 +115,11 @@ impl Metrics {
                 "hotwarm_upstream_connections",
                 "Connections to nodes",
                 &["service", "node", "state"],
+            ),
+            tunnels: gauge(
+                "hotwarm_tunnels",
+                "Tunnels (WebSocket and other upgrades) open at this moment",
+                node,
             ),
             retries: counter(
                 "hotwarm_retries_total",

@@ -20,8 +20,9 @@ mod outgoing;
 pub mod proxy_protocol;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::fmt;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -112,9 +113,12 @@ impl<S> Front<S> {
 #[derive(Debug, Default)]
 pub struct House {
     closing: Cell<bool>,
+    ending: Cell<bool>,
     guests: Cell<usize>,
     polite: Cell<usize>,
     changed: Notify,
+    /// Through which tunnels pass what they read.
+    piece: RefCell<Vec<u8>>,
 }
 
 impl House {
@@ -135,6 +139,25 @@ impl House {
         while !self.closing.get() {
             self.changed.notified().await;
         }
+    }
+
+    /// Tunnels are ended, too. Wake the deadlines after this.
+    pub fn end(&self) {
+        self.ending.set(true);
+    }
+
+    /// Whether tunnels are ended.
+    #[must_use]
+    pub const fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
+    fn piece(&self) -> RefMut<'_, Vec<u8>> {
+        let mut piece = self.piece.borrow_mut();
+        if piece.is_empty() {
+            piece.resize(tunnel::PIECE, 0);
+        }
+        piece
     }
 
     /// Waits until every connection has ended.

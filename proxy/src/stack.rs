@@ -23,6 +23,7 @@ use crate::layer::rescue::{Rescue, RescueLayer};
 use crate::layer::retry::{self, Retry, RetryLayer};
 use crate::layer::route::Route;
 use crate::layer::strict::{Strict, StrictLayer};
+use crate::layer::tunnel::{self, TunnelLayer, Tunnels};
 use crate::logic::route::Table;
 use crate::metrics::Metrics;
 use crate::metrics::local::{ServiceNumbers, Share};
@@ -36,7 +37,7 @@ use crate::upstream::pool::{Pool, PoolLimits, Pools, knock};
 pub type Stack = Observe<Rescue<Strict<Route<ServiceStack>>>>;
 
 /// What it passes then.
-pub type ServiceStack = Forward<Hold<Gate<Retry<Breaker<Bounded<Pools>>>>>>;
+pub type ServiceStack = Forward<Hold<Gate<Tunnels<Retry<Breaker<Bounded<Pools>>>>>>>;
 
 /// Connections of one worker to one `syncd`: a few rounds, and one to spare for each.
 const SYNCD_CONNECTIONS: usize = 8;
@@ -229,8 +230,13 @@ fn service_stack(
                 }
             })
         }),
-        lane,
+        lane: Rc::clone(&lane),
         numbers: Rc::clone(numbers),
+    };
+    let tunnels = tunnel::Rules {
+        service: Arc::clone(service),
+        lane,
+        open: open_tunnels(plan.metrics, service),
     };
     let response_within = service.timeouts.response_header;
     let stack = ServiceBuilder::new()
@@ -240,6 +246,8 @@ fn service_stack(
         .layer(HoldLayer::new(desk))
         // Outside of the attempts: what waits is the answer, whichever attempt it came from.
         .layer(GateLayer::new(gate))
+        // Outside of the attempts, which end where a tunnel begins.
+        .layer(TunnelLayer::new(tunnels))
         // Comes back to the desk for each attempt, because the node, or the epoch, may be another then.
         .layer(RetryLayer::new(retry))
         // Judges every attempt, not only the last.
@@ -258,6 +266,16 @@ fn service_stack(
         syncd,
     };
     (stack, kept)
+}
+
+fn open_tunnels(metrics: &Metrics, service: &config::Service) -> Vec<IntGauge> {
+    let nodes = service.nodes.iter();
+    nodes
+        .map(|node| {
+            let labels = [&*service.name, &*node.name];
+            metrics.tunnels.with_label_values(&labels)
+        })
+        .collect()
 }
 
 fn shares(metrics: &Metrics, service: &config::Service) -> Vec<(Share, Share)> {

@@ -49,6 +49,8 @@ pub struct View {
     pub reads: Option<NodeId>,
     /// Who may take requests of a service that has no primary (`hot-hot`); it never has a target.
     pub members: Option<Members>,
+    /// Whose tunnels go on though there is no target for the moment: its role is in doubt, not lost.
+    pub doubted: Option<NodeId>,
     /// What gated responses wait for.
     pub gate: Gate,
     /// How the last change of primary ended.
@@ -74,6 +76,12 @@ impl View {
     pub fn is_open(&self, class: Class) -> bool {
         let members = self.members.as_ref();
         self.taker(class).is_some() || members.is_some_and(|members| !members.takes.is_empty())
+    }
+
+    /// Whether a tunnel to `node` that was opened in `epoch` may go on. A member has no role to lose.
+    #[must_use]
+    pub fn keeps(&self, node: NodeId, epoch: Epoch) -> bool {
+        self.members.is_some() || self.epoch == epoch && self.target.or(self.doubted) == Some(node)
     }
 }
 
@@ -347,6 +355,15 @@ impl Lane {
         // The view is stored before its turn, so that whoever has seen the turn sees the view.
         let _ = self.steering.turn.load(SeqCst);
         self.view()
+    }
+
+    /// Whether a tunnel to `node` that was opened in `epoch` may go on.
+    #[must_use]
+    pub fn keeps(&self, node: NodeId, epoch: Epoch) -> bool {
+        // A load instead of a count: this is asked for every message.
+        let _ = self.steering.turn.load(SeqCst);
+        let keeps = self.view.borrow_mut().load().keeps(node, epoch);
+        keeps && !self.steering.is_abandoned(epoch)
     }
 
     /// The newest position heard of the primary, without touching the shared count when it is the one seen last.
@@ -635,6 +652,33 @@ mod tests {
         drop(second);
         first.release();
         assert_eq!((lane.load(A), steering.in_flight_at(NodeId(1))), (0, 0));
+    }
+
+    #[test]
+    fn tunnels_outlive_doubt_and_nothing_else() {
+        let (steering, _signs) = Steering::new(1, open(1));
+        let lane = steering.lane(0);
+        let keeps = || (lane.keeps(A, Epoch(1)), lane.keeps(NodeId(1), Epoch(1)));
+        assert_eq!(keeps(), (true, false));
+        let none = View {
+            target: None,
+            ..open(1)
+        };
+        let doubted = View {
+            doubted: Some(A),
+            ..none.clone()
+        };
+        steering.publish(doubted);
+        assert_eq!(keeps(), (true, false));
+        steering.publish(none);
+        assert_eq!(keeps(), (false, false));
+        steering.publish(open(1));
+        assert_eq!(keeps(), (true, false));
+        steering.publish(open(2));
+        assert_eq!(keeps(), (false, false));
+        steering.publish(open(1));
+        steering.abandon_below(Epoch(2));
+        assert_eq!(keeps(), (false, false));
     }
 
     #[test]

@@ -38,6 +38,8 @@ use crate::tls;
 
 /// Connections that may wait to be accepted, for each worker.
 const BACKLOG: i32 = 4096;
+/// How long before the end of a drain the clients of tunnels are told of it.
+const TUNNEL_GOODBYE: Duration = Duration::from_secs(2);
 /// Every so many ticks connections are reaped and breakers add up.
 const TIDY_EVERY: u32 = 5;
 
@@ -358,8 +360,14 @@ impl Worker {
         drain.begun().await;
         house.close();
         deadlines.wake_all();
-        // What is not finished by then is cut off.
-        let _ = timeout(self.settings.drain_timeout, house.empty()).await;
+        // What is not finished by then is cut off. Tunnels never finish; their clients are told, and given time to hear it.
+        let all = self.settings.drain_timeout;
+        let goodbye = TUNNEL_GOODBYE.min(all / 4);
+        if timeout(all - goodbye, house.empty()).await.is_err() {
+            house.end();
+            deadlines.wake_all();
+            let _ = timeout(goodbye, house.empty()).await;
+        }
         upkeep.flush();
     }
 }

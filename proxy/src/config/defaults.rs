@@ -26,6 +26,8 @@ pub(super) const MAX_STREAMS: u32 = 128;
 pub(super) const WEIGHT: u32 = 100;
 /// More than the workers of an application server, less than its backlog (2048 in gunicorn).
 pub(super) const NODE_MAX_CONNECTIONS: usize = 256;
+/// As many as a listener has connections: the application decides how many it wants.
+pub(super) const NODE_MAX_TUNNELS: usize = MAX_CONNECTIONS;
 /// The habit of the field.
 pub(super) const HEALTH_PATH: &str = "/healthz";
 /// Half a second to notice, times `fall`.
@@ -109,10 +111,19 @@ pub(super) fn trusted_proxies() -> Vec<String> {
     vec!["127.0.0.0/8".to_owned(), "::1".to_owned()]
 }
 
+/// What browsers speak besides HTTP.
+pub(super) fn upgrades() -> Vec<String> {
+    vec!["websocket".to_owned()]
+}
+
 pub(super) const fn weight() -> u32 {
     WEIGHT
 }
 
 pub(super) const fn node_max_connections() -> usize {
     NODE_MAX_CONNECTIONS
+}
+
+pub(super) const fn node_max_tunnels() -> usize {
+    NODE_MAX_TUNNELS
 }

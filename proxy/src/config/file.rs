@@ -169,6 +169,8 @@ pub(super) struct Service {
     pub(super) mode: Mode,
     #[serde(default = "default::trusted_proxies")]
     pub(super) trusted_proxies: Vec<String>,
+    #[serde(default = "default::upgrades")]
+    pub(super) upgrades: Vec<String>,
     #[serde(default)]
     pub(super) node: Vec<Node>,
     pub(super) tls: Option<NodeTls>,
@@ -201,6 +203,8 @@ pub(super) struct Node {
     pub(super) priority: u32,
     #[serde(default = "default::node_max_connections")]
     pub(super) max_connections: usize,
+    #[serde(default = "default::node_max_tunnels")]
+    pub(super) max_tunnels: usize,
 }
 
 /// TLS towards nodes whose URL begins with `https://`.

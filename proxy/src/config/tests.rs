@@ -447,6 +447,35 @@ fn certificates_that_cannot_be_used_are_refused_at_their_place() {
 }
 
 #[test]
+fn protocols_that_carry_requests_are_never_offered() {
+    let folder = Folder::new("upgrades");
+    fs::write(folder.0.join("token"), "secret").unwrap();
+    let load = |list: &str| {
+        let text = format!("mode  = \"hot-warm\"\nupgrades = [{list}]");
+        folder.load(&WHOLE.replacen("mode  = \"hot-warm\"", &text, 1))
+    };
+    let offered = |settings: Settings| settings.services[0].upgrades.join(" ");
+    assert_eq!(offered(folder.load(WHOLE).unwrap()), "websocket");
+    assert_eq!(
+        offered(load("\"WebSocket\", \"foo/1\"").unwrap()),
+        "websocket foo/1"
+    );
+    assert_eq!(offered(load("").unwrap()), "");
+    for (list, why) in [
+        ("\"h2c\"", "upgrades.0: \"h2c\" is never offered"),
+        (
+            "\"a\", \"TLS/1.0\"",
+            "upgrades.1: \"tls/1.0\" is never offered",
+        ),
+        ("\"a b\"", "upgrades.0: \"a b\" is not a protocol"),
+        ("\"a/\"", "upgrades.0: \"a/\" is not a protocol"),
+    ] {
+        let error = load(list).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
 fn impossible_combinations_are_refused_with_the_reason() {
     let folder = Folder::new("impossible");
     fs::write(folder.0.join("token"), "secret").unwrap();

@@ -86,6 +86,8 @@ pub struct NodeView {
     pub breaker: &'static str,
     /// Requests under way there.
     pub in_flight: u64,
+    /// Tunnels open there (WebSocket and other upgrades).
+    pub tunnels: u64,
     /// Whether its syncd is heard; always without one.
     pub syncd: &'static str,
     /// How far behind.

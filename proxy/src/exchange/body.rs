@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::Fault;
+use super::{Fault, Opens, Tunnel};
 
 /// A request's or a response's body.
 #[derive(Default)]
@@ -19,6 +19,8 @@ pub enum Body {
     Full(Bytes),
     /// As it comes.
     Stream(Pin<Box<dyn HttpBody<Data = Bytes, Error = Fault>>>),
+    /// There is none: the connection speaks another protocol now.
+    Tunnel(Box<Tunnel>),
 }
 
 impl fmt::Debug for Body {
@@ -27,6 +29,7 @@ impl fmt::Debug for Body {
             Self::Empty => f.write_str("Empty"),
             Self::Full(bytes) => write!(f, "Full({})", bytes.len()),
             Self::Stream(_) => f.write_str("Stream"),
+            Self::Tunnel(tunnel) => tunnel.fmt(f),
         }
     }
 }
@@ -43,6 +46,18 @@ impl Body {
     }
 }
 
+impl Opens for Body {
+    fn take_tunnel(&mut self) -> Option<Box<Tunnel>> {
+        match std::mem::take(self) {
+            Self::Tunnel(tunnel) => Some(tunnel),
+            other @ (Self::Empty | Self::Full(_) | Self::Stream(_)) => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = Fault;
@@ -53,7 +68,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = self.get_mut();
         match this {
-            Self::Empty => Poll::Ready(None),
+            Self::Empty | Self::Tunnel(_) => Poll::Ready(None),
             Self::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 *this = Self::Empty;
@@ -65,7 +80,7 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Tunnel(_) => true,
             Self::Full(_) => false,
             Self::Stream(body) => body.is_end_stream(),
         }
@@ -73,7 +88,7 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            Self::Empty | Self::Tunnel(_) => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Stream(body) => body.size_hint(),
         }

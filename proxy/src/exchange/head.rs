@@ -1,5 +1,7 @@
 //! The heads of requests and responses.
 
+use std::sync::Arc;
+
 use http::{Method, StatusCode, Version};
 
 use super::Body;
@@ -16,6 +18,9 @@ pub struct Head {
     pub fields: Fields,
     /// Whether the client takes trailers; the fields say so, too.
     pub takes_trailers: bool,
+    /// The protocols that the client would rather speak, as it said them; once a service was found, the one of them that the
+    /// node is offered.
+    pub upgrade: Option<Arc<str>>,
     target: Text,
     authority: Option<Text>,
 }
@@ -45,6 +50,7 @@ impl Head {
             version,
             fields,
             takes_trailers: false,
+            upgrade: None,
             target: Text::Raw(target),
             authority: None,
         }
@@ -58,6 +64,7 @@ impl Head {
             version: Version::HTTP_11,
             fields: Fields::default(),
             takes_trailers: false,
+            upgrade: None,
             target: Text::Own(target.as_bytes().into()),
             authority: None,
         }

@@ -168,6 +168,7 @@ pub struct Trail {
     gated: Cell<Duration>,
     upstream: Cell<Duration>,
     received: Cell<u64>,
+    passed: Cell<u64>,
     sent: Cell<bool>,
     closer: Cell<Closer>,
     attempts: RefCell<Attempts>,
@@ -197,6 +198,7 @@ impl Trail {
             gated: Cell::default(),
             upstream: Cell::default(),
             received: Cell::new(0),
+            passed: Cell::new(0),
             sent: Cell::new(false),
             closer: Cell::default(),
             attempts: RefCell::default(),
@@ -313,6 +315,17 @@ impl Trail {
     #[must_use]
     pub fn bytes_in(&self) -> u64 {
         self.received.get()
+    }
+
+    /// Counts bytes that a tunnel carried to the client.
+    pub fn passed(&self, bytes: usize) {
+        self.passed.set(self.passed.get() + bytes as u64);
+    }
+
+    /// Bytes that a tunnel carried to the client.
+    #[must_use]
+    pub fn bytes_passed(&self) -> u64 {
+        self.passed.get()
     }
 
     /// Remembers who ended it, if nobody did before.

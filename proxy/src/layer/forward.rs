@@ -106,6 +106,19 @@ fn certificate(fields: &mut Fields, certified: &Certified) {
     }
 }
 
+/// Leaves of the protocols that the client would rather speak the first of those that the service's nodes are offered.
+fn offer(head: &mut Head, service: &config::Service) {
+    let Some(wanted) = head.upgrade.take() else {
+        return;
+    };
+    let is_wanted = |allowed: &str| {
+        let mut wanted = wanted.split(',').map(str::trim);
+        wanted.any(|protocol| protocol.eq_ignore_ascii_case(allowed))
+    };
+    let mut allowed = service.upgrades.iter();
+    head.upgrade = allowed.find(|allowed| is_wanted(allowed)).cloned();
+}
+
 fn is_trusted(service: &config::Service, address: IpAddr) -> bool {
     service
         .trusted
@@ -242,6 +255,7 @@ where
     fn call(&mut self, mut request: Request) -> Checked<S::Future> {
         let trail = Rc::clone(&request.trail);
         let ForwardLayer { service, rng } = &self.rules;
+        offer(request.head_mut(), service);
         let rewritten = outbound(request.head_mut(), &trail, service, &mut rng.borrow_mut());
         request.freeze();
         match rewritten {

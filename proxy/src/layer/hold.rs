@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 use super::balance::{Balance, Tries};
 use super::breaker::Breakers;
 use crate::config;
-use crate::exchange::{Fault, Request, Response, Trail, Unavailable};
+use crate::exchange::{Fault, Head, Request, Response, Trail, Unavailable};
 use crate::logic::pace::Pace;
 use crate::metrics::local::ServiceNumbers;
 use crate::steer::{Admission, Class, Held, Lane, Ticket, View};
@@ -279,10 +279,11 @@ impl Seat<'_> {
     }
 }
 
-/// Safe methods may go where nothing may be written.
+/// Safe methods may go where nothing may be written. What passes through a tunnel may write.
 #[must_use]
-pub fn class(method: &Method) -> Class {
-    if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+pub fn class(head: &Head) -> Class {
+    let is_safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    if is_safe && head.upgrade.is_none() {
         Class::Safe
     } else {
         Class::Write
@@ -341,7 +342,7 @@ where
     }
 
     fn call(&mut self, request: Request) -> Holding<S> {
-        let class = class(&request.head.method);
+        let class = class(&request.head);
         match self.desk.admit(class, &request.trail, Tries::default()) {
             Admission::Go(ticket) => {
                 let mark = self.mark(&request);

@@ -18,7 +18,7 @@ use super::access_log::Lines;
 use super::access_log::line::{Facts, Stamp, combined, json};
 use super::forward::new_id;
 use crate::config::AccessFormat;
-use crate::exchange::{Body, Closer, Fault, Request, Response, Trail};
+use crate::exchange::{Body, Closer, Fault, Opens, Request, Response, Trail, Tunnel};
 use crate::metrics::local::ServiceNumbers;
 
 /// The status in the log when the client left before there was one (nginx's word for it).
@@ -179,7 +179,8 @@ impl Drop for Record {
             StatusCode::from_u16(CLIENT_CLOSED).unwrap_or(StatusCode::BAD_REQUEST)
         };
         let status = self.status.unwrap_or_else(left);
-        self.observer.finished(&self.trail, status, self.sent);
+        let sent = self.sent + self.trail.bytes_passed();
+        self.observer.finished(&self.trail, status, sent);
     }
 }
 
@@ -233,6 +234,12 @@ pub struct Observed {
 impl fmt::Debug for Observed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Observed").field(&self.body).finish()
+    }
+}
+
+impl Opens for Observed {
+    fn take_tunnel(&mut self) -> Option<Box<Tunnel>> {
+        self.body.take_tunnel()
     }
 }
 

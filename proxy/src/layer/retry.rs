@@ -245,7 +245,7 @@ where
         };
         self.0.budget.borrow_mut().deposit(now);
         let replay = match body {
-            Body::Empty => None,
+            Body::Empty | Body::Tunnel(_) => None,
             Body::Full(_) | Body::Stream(_) => Some(Replay::new(
                 body,
                 rules.retry.max_body,

@@ -3,6 +3,7 @@
 //! What is ambiguous must not travel on, because the next reader may decide otherwise and take one request for two, or ours
 //! for somebody else's.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Method, StatusCode, Version};
@@ -84,8 +85,8 @@ pub fn check(head: &mut Head) -> Result<(), Refusal> {
         return Ok(());
     }
     expectation(&head.fields)?;
-    upgrade(&head.fields)?;
     let takes_trailers = trailers::are_wanted(&head.fields);
+    head.upgrade = upgrade(head)?;
     for name in nominated(&head.fields)? {
         head.fields.remove_named(&name);
     }
@@ -198,11 +199,13 @@ fn expectation(fields: &Fields) -> Result<(), Refusal> {
     Err(Refusal(StatusCode::EXPECTATION_FAILED, why))
 }
 
-/// Upgrades are ignored, as RFC 9110 §7.8 allows, but a WebSocket that is silently not one helps nobody.
-fn upgrade(fields: &Fields) -> Result<(), Refusal> {
-    let Some(value) = fields.get(FieldId::Upgrade) else {
-        return Ok(());
-    };
+/// The protocols that the client would rather speak. One that asks otherwise than by the rules is understood as one that does
+/// not ask, which RFC 9110 §7.8 always allows; but with a body it could mean one request here and two behind us.
+fn upgrade(head: &Head) -> Result<Option<Arc<str>>, Refusal> {
+    let fields = &head.fields;
+    if !fields.has(FieldId::Upgrade) {
+        return Ok(None);
+    }
     let body = fields.has(FieldId::TransferEncoding)
         || fields
             .get(FieldId::ContentLength)
@@ -210,12 +213,18 @@ fn upgrade(fields: &Fields) -> Result<(), Refusal> {
     if body {
         return Err(bad("Upgrade in a request with a body"));
     }
-    let mut protocols = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    if protocols.any(|protocol| protocol.eq_ignore_ascii_case(b"websocket")) {
-        let why = "WebSocket is not built yet in this version";
-        return Err(Refusal(StatusCode::NOT_IMPLEMENTED, why));
-    }
-    Ok(())
+    let mut options = fields
+        .all(FieldId::Connection)
+        .flat_map(|value| value.split(|byte| *byte == b','));
+    let asked = head.version == Version::HTTP_11
+        && head.method == Method::GET
+        && options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+    let lines: Vec<_> = fields.all(FieldId::Upgrade).collect();
+    let protocols = lines.join(&b","[..]);
+    Ok(String::from_utf8(protocols)
+        .ok()
+        .filter(|_| asked)
+        .map(Into::into))
 }
 
 /// The names on all `Connection` lines.
@@ -506,15 +515,22 @@ mod tests {
     }
 
     #[test]
-    fn upgrades_are_ignored_or_refused_aloud() {
-        assert_eq!(
-            status("GET /\nhost: a\nupgrade: websocket\nconnection: upgrade"),
-            501
-        );
-        assert_eq!(
-            status("GET /\nhost: a\nupgrade: TLS/1.0\nconnection: upgrade"),
-            200
-        );
+    fn an_upgrade_is_understood_only_if_it_is_asked_for_by_the_rules() {
+        let asked = |text: &str| checked(text).upgrade.as_deref().map(str::to_owned);
+        let websocket = "GET /\nhost: a\nupgrade: websocket\nconnection: x, Upgrade";
+        assert_eq!(asked(websocket).as_deref(), Some("websocket"));
+        let several = "GET /\nhost: a\nupgrade: a\nupgrade: b, c\nconnection: upgrade";
+        assert_eq!(asked(several).as_deref(), Some("a,b, c"));
+        assert!(!checked(websocket).fields.has(FieldId::Upgrade));
+        for ignored in [
+            websocket.replace("GET /", "GET / 1.0"),
+            websocket.replace("GET", "POST"),
+            websocket.replace("Upgrade", "close"),
+            "GET /\nhost: a\nupgrade: websocket".to_owned(),
+            "GET /\nhost: a\nconnection: upgrade".to_owned(),
+        ] {
+            assert_eq!(asked(&ignored), None, "{ignored}");
+        }
         let smuggler = "POST /\nhost: a\nupgrade: h2c\nconnection: upgrade\ncontent-length: 5";
         assert_eq!(status(smuggler), 400);
         assert_eq!(

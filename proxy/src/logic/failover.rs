@@ -465,6 +465,7 @@ impl Failover {
 
     fn steering(&self) -> Steer {
         let serving = self.phase == Phase::Serving;
+        let suspect = matches!(self.phase, Phase::Suspect { .. });
         let reads = if let Phase::Suspect { reads, .. } = self.phase {
             reads
         } else {
@@ -482,6 +483,7 @@ impl Failover {
             epoch: self.record.epoch,
             target: self.record.primary.filter(|_| serving),
             reads,
+            doubted: self.record.primary.filter(|_| suspect),
             gate: self.gate(),
             settled: left.map(|epoch| (epoch, self.ended.clone())).or(before),
             phase: self.phase_word(),

@@ -90,7 +90,10 @@ impl ServiceNumbers {
         status: StatusCode,
         took: Duration,
     ) {
-        self.request_seconds.observe(took.as_secs_f64());
+        // How long a tunnel was open says nothing about how fast anything is.
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            self.request_seconds.observe(took.as_secs_f64());
+        }
         let node = node.map_or(self.names.len() - 1, NodeId::index);
         let method = method_place(method);
         let mut requests = self.requests.borrow_mut();

@@ -8,15 +8,16 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 use shared::clock;
 use tokio::time::timeout;
 
 use super::head::{self, Parsed, Refused};
 use super::line::{Carrier, Line};
-use super::outgoing::{Asked, Broken, Outgoing};
+use super::outgoing::{Asked, Broken, Outgoing, switching};
+use super::tunnel::{self, Opened};
 use super::{Front, Guest, LINGER, http2, linger};
-use crate::exchange::{Body, Deadline, Fault, Head, Peer, Request, Response, Trail, trailers};
+use crate::exchange::{Body, Deadline, Fault, Head, Opens, Peer, Request, Response, Trail, trailers};
 
 /// No request waits this long without a deadline of its own inside.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -35,7 +36,7 @@ pub trait Serves:
     > + 'static
 {
     /// The response's body.
-    type Body: http_body::Body<Data = Bytes, Error = Fault> + Unpin + 'static;
+    type Body: http_body::Body<Data = Bytes, Error = Fault> + Opens + Unpin + 'static;
     /// The response on its way.
     type Call: Future<Output = Result<Response<Self::Body>, Infallible>> + Unpin + 'static;
 }
@@ -43,7 +44,7 @@ pub trait Serves:
 impl<S, B, F> Serves for S
 where
     S: tower::Service<Request, Response = Response<B>, Error = Infallible, Future = F> + 'static,
-    B: http_body::Body<Data = Bytes, Error = Fault> + Unpin + 'static,
+    B: http_body::Body<Data = Bytes, Error = Fault> + Opens + Unpin + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Unpin + 'static,
 {
     type Body = B;
@@ -52,7 +53,7 @@ where
 
 /// What follows a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     /// Another, now or later.
     Again,
     /// Nothing: the connection is closed in good order.
@@ -65,10 +66,12 @@ enum After {
     Reset,
     /// Another protocol.
     Http2,
+    /// No request: the connection speaks another protocol.
+    Tunnel,
 }
 
 /// One connection.
-struct Session<S, T> {
+struct Session<S: Serves, T> {
     front: Rc<Front<S>>,
     line: Rc<Line<T>>,
     peer: Rc<Peer>,
@@ -78,6 +81,8 @@ struct Session<S, T> {
     new: bool,
     /// When it was found idle. Bytes that say nothing (a piece of a TLS record, say) do not make it busy.
     idle_since: Option<Instant>,
+    /// What the connection is for now, if not for requests.
+    opened: Option<Box<Opened<S::Body>>>,
 }
 
 /// Serves one connection to its end.
@@ -96,6 +101,7 @@ pub(super) async fn serve<S: Serves, T: Carrier>(
         out: Vec::new(),
         new: true,
         idle_since: None,
+        opened: None,
     };
     let after = loop {
         // On the heap, so that an idle connection does not carry the size of a busy one.
@@ -112,6 +118,7 @@ pub(super) async fn serve<S: Serves, T: Carrier>(
                 }
                 return;
             }
+            After::Tunnel => break Box::pin(session.tunnel()).await,
             after @ (After::Close | After::Abort | After::Linger | After::Reset) => break after,
         }
     };
@@ -278,6 +285,9 @@ impl<S: Serves, T: Carrier> Session<S, T> {
     }
 
     async fn respond(&mut self, response: Response<S::Body>, asked: Asked) -> After {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switch(response);
+        }
         let word = self.line.keep_word();
         let unread = !self.line.has_body_ended();
         // A client that is refused may go on sending what nobody reads.
@@ -315,6 +325,28 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         }
     }
 
+    fn switch(&mut self, mut response: Response<S::Body>) -> After {
+        let Some(tunnel) = response.body.take_tunnel() else {
+            return After::Abort;
+        };
+        self.opened = Some(Box::new(Opened {
+            head: switching(&response, &tunnel.protocol),
+            tunnel,
+            _record: response.body,
+        }));
+        After::Tunnel
+    }
+
+    async fn tunnel(&mut self) -> After {
+        self.out = Vec::new();
+        match self.opened.take() {
+            Some(opened) => {
+                tunnel::run(&self.line, *opened, &self.deadline, &self.front.house).await
+            }
+            None => After::Abort,
+        }
+    }
+
     /// Whether the client has not taken anything for as long as it may; asked only while there is something to take.
     fn is_stuck(&self, writes: &mut Option<u32>, context: &Context<'_>) -> bool {
         let now = self.line.writes.get();
@@ -333,7 +365,7 @@ impl<S: Serves, T: Carrier> Session<S, T> {
                 // Whoever does not take it is gone without it.
                 let _ = timeout(LINGER, goodbye).await;
             }
-            After::Again | After::Close | After::Abort | After::Http2 => (),
+            After::Again | After::Close | After::Abort | After::Http2 | After::Tunnel => (),
             After::Linger => linger(&line).await,
             After::Reset => line.with_socket(|socket| {
                 // Without it the client would see an orderly end.

@@ -1,6 +1,6 @@
 //! A client's socket and what was read from it, shared by whoever reads the request's body and whoever writes the response.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -225,6 +225,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
 
     pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.io.borrow_mut()).poll_flush(context)
+    }
+
+    /// The connection itself, for whoever speaks another protocol on it.
+    pub(super) fn io(&self) -> RefMut<'_, T> {
+        self.io.borrow_mut()
+    }
+
+    /// What was read and not taken yet.
+    pub(super) fn take_incoming(&self) -> BytesMut {
+        std::mem::take(&mut self.incoming.borrow_mut())
     }
 
     /// Gives back the memory of an idle connection.

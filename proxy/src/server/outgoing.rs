@@ -279,6 +279,17 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
     }
 }
 
+/// The head of an answer behind which the connection speaks `protocol`.
+pub(super) fn switching<B>(response: &Response<B>, protocol: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(response.fields.raw().len() + 128);
+    start_line(&mut out, response);
+    response.fields.write(&mut out, OURS);
+    out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: ");
+    out.extend_from_slice(protocol.as_bytes());
+    out.extend_from_slice(b"\r\n\r\n");
+    out
+}
+
 fn start_line<B>(out: &mut Vec<u8>, response: &Response<B>) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(response.status.as_str().as_bytes());

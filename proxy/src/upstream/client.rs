@@ -10,6 +10,7 @@ pub mod parse;
 mod tests;
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,13 +20,14 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use self::encode::Sending;
-use self::parse::Found;
+use self::parse::{Asked, Found};
 use crate::exchange::appetite::Appetite;
 use crate::exchange::decode::{Decoder, Framing, Malformed, Piece};
 use crate::exchange::encode::{LAST_CHUNK, chunk};
 use crate::exchange::fields::FieldId;
 use crate::exchange::{
-    Body, Cause, Deadline, Deadlines, Fault, Head, Reach, Response, Trail, Upload, UpstreamFault,
+    Body, Cause, Deadline, Deadlines, Fault, Head, Reach, Response, Trail, Tunnel, Upload,
+    UpstreamFault,
 };
 use crate::logic::NodeId;
 
@@ -75,6 +77,9 @@ impl<T> Connection<T> {
 pub trait Home<T>: Clone + Unpin + 'static {
     /// Takes it back, and notes when.
     fn take_back(&self, connection: Connection<T>);
+
+    /// It speaks another protocol from now on, and is none of these connections any more.
+    fn let_go(&self, _: &mut T) {}
 }
 
 /// What an exchange needs to know of its surroundings.
@@ -98,6 +103,7 @@ pub struct Transfer<T, H> {
     to_head: bool,
     found: Option<parse::Head>,
     begins: Option<Deadline>,
+    upgrade: Option<Arc<str>>,
     home: H,
     terms: Terms,
 }
@@ -141,6 +147,7 @@ where
             to_head: head.method == Method::HEAD,
             found: None,
             begins: None,
+            upgrade: head.upgrade.clone(),
             home,
             terms,
         }
@@ -158,6 +165,11 @@ where
         let begun = ready!(self.poll_begin(context));
         let connection = self.connection.take();
         Poll::Ready(match (begun, self.found.take(), connection) {
+            (Ok(()), Some(head), Some(connection))
+                if head.status == StatusCode::SWITCHING_PROTOCOLS =>
+            {
+                self.open(head, connection)
+            }
             (Ok(()), Some(head), Some(connection)) => Ok(self.finish(head, connection)),
             (Err(cause), ..) => Err(self.terms.fault(Reach::Head, cause)),
             (Ok(()), ..) => Err(self.terms.fault(Reach::Sent, Cause::Closed)),
@@ -202,6 +214,10 @@ where
         let Some(connection) = &mut self.connection else {
             return fault(Reach::Sent, Cause::Closed);
         };
+        let asked = Asked {
+            head: self.to_head,
+            upgrade: self.upgrade.as_deref(),
+        };
         loop {
             match self.outflow.poll_send(connection, context) {
                 Poll::Pending | Poll::Ready(Ok(())) => (),
@@ -231,7 +247,7 @@ where
                 Ok(_) => (),
             }
             loop {
-                match parse::response(&mut connection.incoming, self.seen, self.to_head) {
+                match parse::response(&mut connection.incoming, self.seen, asked) {
                     Ok(Some(Found::Final(head))) => return Poll::Ready(Ok(head)),
                     Ok(Some(Found::Interim(status))) => {
                         self.seen = 0;
@@ -251,10 +267,41 @@ where
         }
     }
 
+    /// What follows is no HTTP.
+    fn open(&mut self, head: parse::Head, connection: Connection<T>) -> Result<Response, Fault> {
+        let Connection {
+            mut io, incoming, ..
+        } = connection;
+        let protocol = self.upgrade.take().filter(|_| self.outflow.is_done());
+        let Some(protocol) = protocol else {
+            let why = "switches protocols before it was asked";
+            return Err(self.terms.fault(Reach::Head, Cause::Malformed(why)));
+        };
+        self.home.let_go(&mut io);
+        Ok(Response {
+            status: head.status,
+            reason: head.reason,
+            fields: head.fields,
+            declared: None,
+            last: false,
+            body: Body::Tunnel(Box::new(Tunnel {
+                node: Box::pin(io),
+                early: if incoming.is_empty() {
+                    Bytes::new()
+                } else {
+                    incoming.freeze()
+                },
+                protocol,
+                bond: None,
+            })),
+        })
+    }
+
     fn finish(&mut self, head: parse::Head, mut connection: Connection<T>) -> Response {
         connection.keep_for = head.keep_for;
         let all_sent = self.outflow.is_done();
-        let mut reusable = head.reusable && all_sent;
+        // A node that was offered another protocol and declined may yet take what comes next for that.
+        let mut reusable = head.reusable && all_sent && self.upgrade.is_none();
         let whole = match head.framing {
             Framing::None | Framing::Length(0) => Some(Body::Empty),
             Framing::Length(length) => whole(&mut connection.incoming, length),

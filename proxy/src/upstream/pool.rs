@@ -63,17 +63,26 @@ struct Places {
     free: Notify,
 }
 
-/// A socket that counts as one of the pool's as long as it lives.
+/// A socket that counts as one of the pool's as long as it lives, or until it leaves.
 #[derive(Debug)]
 pub struct Counted {
     link: Link,
-    place: Rc<Places>,
+    place: Option<Rc<Places>>,
+}
+
+impl Counted {
+    /// Gives its place to another.
+    fn leave(&mut self) {
+        if let Some(place) = self.place.take() {
+            place.open.set(place.open.get().saturating_sub(1));
+            place.free.notify_one();
+        }
+    }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.place.open.set(self.place.open.get().saturating_sub(1));
-        self.place.free.notify_one();
+        self.leave();
     }
 }
 
@@ -112,6 +121,10 @@ impl Home<Counted> for Rc<Pool> {
         if self.waiting.get() > 0 {
             self.places.free.notify_one();
         }
+    }
+
+    fn let_go(&self, io: &mut Counted) {
+        io.leave();
     }
 }
 
@@ -221,7 +234,10 @@ impl Pool {
         let link = timeout(self.limits.connect, self.dial()).await;
         let link = link.map_err(|_| self.fault(Cause::ConnectTimeout))??;
         match claim.0.take() {
-            Some(place) => Ok(Connection::new(Counted { link, place })),
+            Some(place) => Ok(Connection::new(Counted {
+                link,
+                place: Some(place),
+            })),
             None => Err(self.fault(Cause::Full)),
         }
     }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::client::parse::{self, Found};
+use super::client::parse::{self, Asked, Found};
 use super::link::{self, DialError, Link, dial};
 use crate::config::{Endpoint, Health};
 use crate::exchange::decode::{Decoder, Malformed, Piece};
@@ -271,7 +271,9 @@ async fn ask(target: &Target) -> Result<Answer, Failure> {
         if link.read_buf(&mut bytes).await.map_err(Failure::Talk)? == 0 {
             return Err(Failure::Closed);
         }
-        while let Some(found) = parse::response(&mut bytes, 0, false).map_err(Failure::Malformed)? {
+        while let Some(found) =
+            parse::response(&mut bytes, 0, Asked::default()).map_err(Failure::Malformed)?
+        {
             match found {
                 Found::Final(head) => {
                     return Ok(Answer {

@@ -28,4 +28,5 @@ mod splitting;
 mod strictness;
 mod trailing;
 mod trusting;
+mod tunneling;
 mod watching;

@@ -31,6 +31,8 @@ const PRIORITY_MOST: u32 = 255;
 const ATTEMPTS_MOST: u32 = 10;
 /// A body that is kept takes this much memory for each request under way.
 const KEPT_BODY_MOST: u64 = 16 << 20;
+/// Each is looked for in every request that would rather speak another protocol.
+const UPGRADES_MOST: usize = 16;
 /// Probes more frequent than this cost more than they tell.
 const INTERVAL_LEAST_MS: u64 = 10;
 
@@ -128,6 +130,7 @@ impl One<'_> {
             name: service.name.as_str().into(),
             hosts: self.hosts(&service.hosts),
             trusted: self.trusted(&service.trusted_proxies),
+            upgrades: self.upgrades(&service.upgrades),
             health: self.health(&service.health),
             breaker: self.breaker(&service.breaker),
             retry: self.retry(&service.retry),
@@ -188,6 +191,34 @@ impl One<'_> {
             match Network::parse(network) {
                 Some(network) => checked.push(network),
                 None => self.note(&format!("trusted_proxies.{n}"), super::no_network(network)),
+            }
+        }
+        checked
+    }
+
+    fn upgrades(&mut self, protocols: &[String]) -> Vec<Arc<str>> {
+        if protocols.len() > UPGRADES_MOST {
+            self.note(
+                "upgrades",
+                format!("{} are too many: at most {UPGRADES_MOST}", protocols.len()),
+            );
+        }
+        let mut checked = Vec::new();
+        for (n, protocol) in protocols.iter().take(UPGRADES_MOST).enumerate() {
+            let key = format!("upgrades.{n}");
+            let protocol = protocol.to_ascii_lowercase();
+            if !is_protocol(&protocol) {
+                self.note(
+                    &key,
+                    format!("\"{protocol}\" is not a protocol: \"websocket\", or NAME/VERSION (RFC 9110 section 7.8)"),
+                );
+            } else if matches!(protocol.split('/').next(), Some("h2c" | "http" | "tls")) {
+                self.note(
+                    &key,
+                    format!("\"{protocol}\" is never offered: requests inside of it would not be looked at"),
+                );
+            } else {
+                checked.push(protocol.into());
             }
         }
         checked
@@ -264,6 +295,7 @@ impl One<'_> {
             weight: node.weight,
             priority: node.priority,
             max_connections: node.max_connections,
+            max_tunnels: node.max_tunnels,
         }
     }
 
@@ -516,5 +548,17 @@ impl One<'_> {
                 ),
             );
         }
+    }
+}
+
+/// `token ["/" token]` (RFC 9110 §7.8).
+fn is_protocol(text: &str) -> bool {
+    let is_token = |part: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        (1..=NAME_MOST).contains(&part.len()) && part.bytes().all(plain)
+    };
+    match text.split_once('/') {
+        Some((name, version)) => is_token(name) && is_token(version),
+        None => is_token(text),
     }
 }

@@ -82,6 +82,7 @@ impl Driver {
             }),
             breaker: self.handle.breaker(node).as_str(),
             in_flight: safe + writes,
+            tunnels: self.tunnels(node),
             syncd: match (replicated, &driver.report) {
                 (false, _) => "none",
                 (true, Some(_)) => "heard",
@@ -96,6 +97,12 @@ impl Driver {
             promotable: Some(because.is_none() && !is_primary),
             not_promotable_because: because,
         }
+    }
+
+    fn tunnels(&self, node: NodeId) -> u64 {
+        let labels = [&*self.service.name, &*self.service.nodes[node.index()].name];
+        let open = self.metrics.tunnels.with_label_values(&labels).get();
+        u64::try_from(open).unwrap_or(0)
     }
 
     /// How far a node is behind: by the primary's word if that is heard, which knows best, else by its own.

@@ -236,6 +236,7 @@ impl Driver {
             target: steer.target,
             reads: steer.reads,
             members: None,
+            doubted: steer.doubted,
             gate: steer.gate,
             settled,
             phase: steer.phase,

@@ -209,6 +209,8 @@ pub struct Steer {
     pub target: Option<NodeId>,
     /// Who takes safe ones while nobody takes all.
     pub reads: Option<NodeId>,
+    /// Who is in doubt, and nobody has begun to replace it: whatever it has at hand it may go on with.
+    pub doubted: Option<NodeId>,
     /// What gated responses wait for.
     pub gate: Gate,
     /// The epoch in which requests were last taken before this one, and where its primary ended, if that is known.

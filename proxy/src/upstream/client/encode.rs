@@ -43,6 +43,11 @@ pub(super) fn request(out: &mut Vec<u8>, head: &Head, upload: &Upload, trail: &T
     if trail.adds_lines() {
         way_here(out, head, trail);
     }
+    if let Some(protocol) = &head.upgrade {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: ");
+        out.extend_from_slice(protocol.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
     let sending = match upload.length() {
         _ if upload.is_none() => {
             if expects_length(head) {
@@ -107,7 +112,7 @@ mod tests {
         let trail = Rc::new(Trail::for_test());
         let upload = match body {
             Body::Empty => Upload::none(),
-            body @ (Body::Full(_) | Body::Stream(_)) => {
+            body @ (Body::Full(_) | Body::Stream(_) | Body::Tunnel(_)) => {
                 Upload::new(Replay::new(body, 10, &Deadlines::default(), &trail))
             }
         };

@@ -49,12 +49,21 @@ pub struct Head {
     pub keep_for: Option<Duration>,
 }
 
+/// What was asked, as far as the answer's meaning depends on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked<'a> {
+    /// Whether by HEAD.
+    pub head: bool,
+    /// The protocol that was offered instead of HTTP.
+    pub upgrade: Option<&'a str>,
+}
+
 /// What was found at the beginning of the bytes.
 #[derive(Debug)]
 pub enum Found {
     /// An interim response; the final one is yet to come.
     Interim(StatusCode),
-    /// The response.
+    /// The response; with status 101, what follows is no HTTP.
     Final(Head),
 }
 
@@ -66,7 +75,7 @@ pub enum Found {
 pub fn response(
     bytes: &mut BytesMut,
     seen: usize,
-    to_head: bool,
+    asked: Asked<'_>,
 ) -> Result<Option<Found>, Malformed> {
     let Some(end) = end_of_head(bytes, seen) else {
         return too_large(bytes.len() >= HEAD_MOST).map(|()| None);
@@ -83,8 +92,9 @@ pub fn response(
     }
     let code = response.code.unwrap_or_default();
     let status = StatusCode::from_u16(code).map_err(|_| Malformed("status out of range"))?;
-    if status.is_informational() {
-        return interim(status).map(Some);
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+    if status.is_informational() && !switches {
+        return Ok(Some(Found::Interim(status)));
     }
     let mut fields = Fields::new(head.clone(), response.headers.len());
     for field in response.headers.iter() {
@@ -92,18 +102,16 @@ pub fn response(
         fields.push(Span::within(&head, field.name.as_bytes()), value);
     }
     let is_old = response.version == Some(0);
-    let mut found = Reading { fields, is_old }.finish(status, to_head)?;
+    let reading = Reading { fields, is_old };
+    let mut found = if switches {
+        reading.switch(asked.upgrade)?
+    } else {
+        reading.finish(status, asked.head)?
+    };
     found.reason = response
         .reason
         .map(|reason| Span::within(&head, reason.as_bytes()));
     Ok(Some(Found::Final(found)))
-}
-
-fn interim(status: StatusCode) -> Result<Found, Malformed> {
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Malformed("switches to a protocol that nobody asked for"));
-    }
-    Ok(Found::Interim(status))
 }
 
 const fn too_large(is: bool) -> Result<(), Malformed> {
@@ -162,6 +170,40 @@ impl Reading {
             framing,
             keep_for,
         })
+    }
+
+    /// A 101: the protocol that was asked for, and nothing that could be a body (RFC 9110 §7.8, §8.6).
+    fn switch(mut self, asked: Option<&str>) -> Result<Head, Malformed> {
+        let asked = asked.ok_or(Malformed("switches to a protocol that nobody asked for"))?;
+        let name = self.fields.get(FieldId::Upgrade).unwrap_or_default();
+        let is_only = self.fields.all(FieldId::Upgrade).count() == 1;
+        if !is_only || !name.eq_ignore_ascii_case(asked.as_bytes()) {
+            return Err(Malformed("switches to another protocol than was asked for"));
+        }
+        if self.is_old || !self.says_upgrade() {
+            return Err(Malformed("switches protocols without Connection: upgrade"));
+        }
+        if self.is_chunked()? || self.length()?.is_some_and(|length| length > 0) {
+            return Err(Malformed("switches protocols with a body"));
+        }
+        self.is_persistent();
+        self.fields.remove(HOP_BY_HOP);
+        self.fields.remove(FieldSet::of(&[FieldId::ContentLength]));
+        Ok(Head {
+            status: StatusCode::SWITCHING_PROTOCOLS,
+            reason: None,
+            fields: self.fields,
+            length: None,
+            framing: Framing::None,
+            reusable: false,
+            keep_for: None,
+        })
+    }
+
+    fn says_upgrade(&self) -> bool {
+        let lines = self.fields.all(FieldId::Connection);
+        let mut options = lines.flat_map(|value| value.split(|byte| *byte == b','));
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
     }
 
     /// One length, perhaps said several times (RFC 9112 §6.3, rule 5).
@@ -237,7 +279,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Option<Found>, Malformed> {
-        response(&mut BytesMut::from(text), 0, false)
+        response(&mut BytesMut::from(text), 0, Asked::default())
     }
 
     fn head(text: &str) -> Head {
@@ -345,7 +387,11 @@ mod tests {
         assert_eq!(cached.framing, Framing::None);
         assert_eq!(cached.length, Some(5));
         let mut bytes = BytesMut::from("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
-        let found = response(&mut bytes, 0, true);
+        let asked = Asked {
+            head: true,
+            ..Asked::default()
+        };
+        let found = response(&mut bytes, 0, asked);
         let Ok(Some(Found::Final(to_head))) = found else {
             panic!("{found:?}");
         };
@@ -375,15 +421,55 @@ mod tests {
     }
 
     #[test]
+    fn only_the_protocol_that_was_asked_for_is_switched_to() {
+        let asked = Asked {
+            upgrade: Some("websocket"),
+            ..Asked::default()
+        };
+        let read = |fields: &str| {
+            let text = format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\nframes");
+            let mut bytes = BytesMut::from(&*text);
+            let found = response(&mut bytes, 0, asked);
+            (found, bytes)
+        };
+        let (found, left) = read(
+            "Connection: Upgrade, X-Hop\r\nX-Hop: 1\r\nUpgrade: WebSocket\r\nSec-WebSocket-Accept: x\r\nContent-Length: 0\r\n",
+        );
+        let Ok(Some(Found::Final(head))) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!((head.status.as_u16(), head.reusable), (101, false));
+        let names: Vec<_> = head.fields.iter().map(|(_, name, _)| name).collect();
+        assert_eq!(
+            (names, &left[..]),
+            (vec![&b"Sec-WebSocket-Accept"[..]], &b"frames"[..])
+        );
+        for fields in [
+            "",
+            "Upgrade: websocket\r\n",
+            "Connection: upgrade\r\n",
+            "Connection: upgrade\r\nUpgrade: h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: websocket\r\n",
+            "Connection: close\r\nUpgrade: websocket\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            let (found, _) = read(fields);
+            assert!(found.is_err(), "{fields}: {found:?}");
+        }
+    }
+
+    #[test]
     fn interim_responses_are_told_apart_and_what_follows_stays() {
         let mut bytes = BytesMut::from("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nbody");
-        let found = response(&mut bytes, 0, false);
+        let found = response(&mut bytes, 0, Asked::default());
         assert!(matches!(
             found,
             Ok(Some(Found::Interim(StatusCode::CONTINUE)))
         ));
         assert!(matches!(
-            response(&mut bytes, 0, false),
+            response(&mut bytes, 0, Asked::default()),
             Ok(Some(Found::Final(_)))
         ));
         assert_eq!(bytes, "body");
@@ -394,10 +480,11 @@ mod tests {
         let text = "HTTP/1.1 200 OK\r\nX: y\r\n\r\n";
         for cut in 0..text.len() {
             let mut bytes = BytesMut::from(&text[..cut]);
-            assert!(matches!(response(&mut bytes, 0, false), Ok(None)), "{cut}");
+            let found = response(&mut bytes, 0, Asked::default());
+            assert!(matches!(found, Ok(None)), "{cut}");
             bytes.extend_from_slice(&text.as_bytes()[cut..]);
             assert!(
-                matches!(response(&mut bytes, cut, false), Ok(Some(_))),
+                matches!(response(&mut bytes, cut, Asked::default()), Ok(Some(_))),
                 "{cut}"
             );
         }

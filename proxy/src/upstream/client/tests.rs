@@ -127,7 +127,7 @@ impl Bench {
         let trail = Rc::new(Trail::for_test());
         let upload = match body {
             Body::Empty => Upload::none(),
-            body @ (Body::Full(_) | Body::Stream(_)) => {
+            body @ (Body::Full(_) | Body::Stream(_) | Body::Tunnel(_)) => {
                 Upload::new(Replay::new(body, 64 << 10, &deadlines, &trail))
             }
         };

@@ -85,7 +85,7 @@ impl Client {
             head: head_text,
             ..Answer::default()
         };
-        self.read_body(&mut answer, head || matches!(status, 100 | 204 | 304));
+        self.read_body(&mut answer, head || matches!(status, 100..=199 | 204 | 304));
         answer
     }
 
@@ -104,6 +104,13 @@ impl Client {
             answer.body = std::mem::take(&mut self.bytes);
             answer.whole = true;
         }
+    }
+
+    /// Reads so many bytes, or up to the end.
+    pub(crate) fn exactly(&mut self, length: usize) -> Vec<u8> {
+        let mut taken = Vec::new();
+        self.take(length, &mut taken);
+        taken
     }
 
     fn take(&mut self, length: usize, into: &mut Vec<u8>) -> bool {

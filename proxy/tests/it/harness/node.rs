@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use super::PATIENCE;
 
+/// A connection that is the test's own from now on, and what has come on it already.
+pub(crate) type Handed = (TcpStream, Vec<u8>);
+
 /// What a node does with a request.
 pub(crate) enum Act {
     /// Sends these bytes and waits for the next request.
@@ -25,6 +28,8 @@ pub(crate) enum Act {
     Never,
     /// Waits until told, then does that.
     When(Receiver<()>, Box<Self>),
+    /// Sends these bytes and hands the connection over, with what has come behind the request.
+    Hand(Vec<u8>, Sender<Handed>),
     /// Sends the pieces, waiting until told before each but the first; then waits for the next request.
     Pieces(Vec<Vec<u8>>, Receiver<()>),
 }
@@ -209,18 +214,18 @@ fn serve(mut stream: TcpStream, script: &Script, tell: &Sender<Seen>) {
         let whole = seen.whole;
         let act = script(&seen);
         let _ = tell.send(seen);
-        if !whole || !follow(&mut stream, act) {
+        if !whole || !follow(&mut stream, &mut bytes, act) {
             return;
         }
     }
 }
 
 /// Does as told; returns whether to go on.
-fn follow(stream: &mut TcpStream, act: Act) -> bool {
+fn follow(stream: &mut TcpStream, bytes: &mut Vec<u8>, act: Act) -> bool {
     match act {
-        Act::Send(bytes) => stream.write_all(&bytes).is_ok(),
-        Act::Last(bytes) => {
-            let _ = stream.write_all(&bytes);
+        Act::Send(text) => stream.write_all(&text).is_ok(),
+        Act::Last(text) => {
+            let _ = stream.write_all(&text);
             false
         }
         Act::Close => false,
@@ -234,7 +239,14 @@ fn follow(stream: &mut TcpStream, act: Act) -> bool {
             while stream.read(&mut sink).is_ok_and(|read| read > 0) {}
             false
         }
-        Act::When(told, act) => told.recv_timeout(PATIENCE).is_ok() && follow(stream, *act),
+        Act::When(told, act) => told.recv_timeout(PATIENCE).is_ok() && follow(stream, bytes, *act),
+        Act::Hand(text, to) => {
+            let _ = stream.write_all(&text);
+            let stream = stream.try_clone().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let _ = to.send((stream, std::mem::take(bytes)));
+            false
+        }
         Act::Pieces(pieces, told) => pieces.iter().enumerate().all(|(n, piece)| {
             let go = n == 0 || told.recv_timeout(PATIENCE).is_ok();
             go && stream.write_all(piece).is_ok()
