@@ -5,11 +5,16 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use http::Version;
 use shared::model::Epoch;
 
-use super::Head;
+use super::{Head, Response};
 use crate::logic::NodeId;
 
+/// So many interim responses of one request are passed on.
+const INTERIM_MOST: u32 = 8;
+/// How much they may say together, in bytes.
+const INTERIM_BYTES_MOST: usize = 64 << 10;
 /// How many attempts are remembered one by one.
 const ATTEMPTS_KEPT: usize = 8;
 
@@ -171,7 +176,16 @@ pub struct Trail {
     passed: Cell<u64>,
     sent: Cell<bool>,
     closer: Cell<Closer>,
+    interim: RefCell<Option<Box<Interim>>>,
     attempts: RefCell<Attempts>,
+}
+
+/// What nodes say before their answer.
+#[derive(Debug, Default)]
+struct Interim {
+    waiting: Vec<Response<()>>,
+    count: u32,
+    bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -201,6 +215,7 @@ impl Trail {
             passed: Cell::new(0),
             sent: Cell::new(false),
             closer: Cell::default(),
+            interim: RefCell::default(),
             attempts: RefCell::default(),
         }
     }
@@ -328,6 +343,34 @@ impl Trail {
         self.passed.get()
     }
 
+    /// Takes in an interim response for the client. What is too much, or beyond an HTTP/1.0 client (RFC 9110 §15.2), ends here.
+    pub fn say(&self, interim: Response<()>) {
+        let mut said = self.interim.borrow_mut();
+        let said = said.get_or_insert_default();
+        said.count += 1;
+        said.bytes += interim.fields.size();
+        let hears = self
+            .head()
+            .is_some_and(|head| head.version != Version::HTTP_10);
+        if hears && said.count <= INTERIM_MOST && said.bytes <= INTERIM_BYTES_MOST {
+            said.waiting.push(interim);
+        }
+    }
+
+    /// The interim responses that were not passed on yet.
+    #[must_use]
+    pub fn take_interim(&self) -> Vec<Response<()>> {
+        let mut said = self.interim.borrow_mut();
+        said.as_mut()
+            .map_or_else(Vec::new, |said| std::mem::take(&mut said.waiting))
+    }
+
+    /// Whether a node has said anything before its answer.
+    #[must_use]
+    pub fn has_interim(&self) -> bool {
+        self.interim.borrow().is_some()
+    }
+
     /// Remembers who ended it, if nobody did before.
     pub fn closed_by(&self, closer: Closer) {
         if self.closer.get() == Closer::Nobody {
@@ -385,6 +428,28 @@ impl Trail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::StatusCode;
+
+    #[test]
+    fn interim_responses_are_bounded_in_number_and_size_and_not_for_http_1_0() {
+        let hint = |size: usize| {
+            let mut hint = Response::new(StatusCode::EARLY_HINTS, ());
+            hint.fields.add("Link", &vec![b'x'; size]);
+            hint
+        };
+        let taken = |version, sizes: &[usize]| {
+            let trail = Trail::for_test();
+            let mut head = Head::plain(http::Method::GET, "/");
+            head.version = version;
+            trail.freeze(&Rc::new(head));
+            sizes.iter().for_each(|size| trail.say(hint(*size)));
+            trail.take_interim().len()
+        };
+        assert_eq!(taken(Version::HTTP_11, &[10; 20]), 8);
+        assert_eq!(taken(Version::HTTP_11, &[30_000; 3]), 2);
+        assert_eq!(taken(Version::HTTP_2, &[10]), 1);
+        assert_eq!(taken(Version::HTTP_10, &[10]), 0);
+    }
 
     #[test]
     fn of_very_many_attempts_the_first_and_the_last_are_kept() {

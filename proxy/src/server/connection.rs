@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::head::{self, Parsed, Refused};
 use super::line::{Carrier, Line};
-use super::outgoing::{Asked, Broken, Outgoing, switching};
+use super::outgoing::{Asked, Broken, Outgoing, switching, write_interim};
 use super::tunnel::{self, Opened};
 use super::{Front, Guest, LINGER, http2, linger};
 use crate::exchange::{Body, Deadline, Fault, Head, Opens, Peer, Request, Response, Trail, trailers};
@@ -267,13 +267,21 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         // Whoever has the request keeps the time.
         self.deadline.move_to(NO_LIMIT);
         // The stack is always ready, so one of them serves all connections.
+        let trail = Rc::clone(&request.trail);
         let mut call = self.front.service.borrow_mut().call(request);
         let line = Rc::clone(&self.line);
         let response = poll_fn(|context| {
-            if let Poll::Ready(Ok(response)) = Pin::new(&mut call).poll(context) {
+            let response = Pin::new(&mut call).poll(context);
+            if trail.has_interim() {
+                for interim in trail.take_interim() {
+                    line.say(|words| write_interim(words, &interim));
+                }
+            }
+            if let Poll::Ready(Ok(response)) = response {
                 return Poll::Ready(Some(response));
             }
-            if line.is_gone(context) {
+            let said = line.poll_say(context);
+            if matches!(said, Poll::Ready(Err(_))) || line.is_gone(context) {
                 return Poll::Ready(None);
             }
             Poll::Pending
@@ -288,16 +296,17 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(response);
         }
-        let word = self.line.keep_word();
         let unread = !self.line.has_body_ended();
-        // A client that is refused may go on sending what nobody reads.
-        let last = response.last || unread && !response.status.is_success();
+        // A client that is refused may go on sending what nobody reads; one that was not asked for its body may do either.
+        let unasked = self.line.is_awaited() || !response.status.is_success();
+        let last = response.last || unread && unasked;
+        let words = self.line.keep_words();
         let asked = Asked {
             persistent: asked.persistent && !last && !self.front.house.is_closing(),
             ..asked
         };
         let mut out = std::mem::take(&mut self.out);
-        out.extend_from_slice(word);
+        out.extend_from_slice(&words);
         let mut outgoing = Outgoing::new(response, asked, &self.front.dates, &mut out);
         let mut writes = None;
         let written = poll_fn(|context| {
@@ -329,8 +338,10 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         let Some(tunnel) = response.body.take_tunnel() else {
             return After::Abort;
         };
+        let mut head = self.line.keep_words();
+        switching(&mut head, &response, &tunnel.protocol);
         self.opened = Some(Box::new(Opened {
-            head: switching(&response, &tunnel.protocol),
+            head,
             tunnel,
             _record: response.body,
         }));

@@ -90,6 +90,7 @@ pub(super) struct Line<T> {
     /// What was read and not taken yet.
     pub(super) incoming: RefCell<BytesMut>,
     body: RefCell<Inbound>,
+    words: RefCell<Words>,
     /// How much was written, as a measure of progress.
     pub(super) writes: Cell<u32>,
 }
@@ -99,9 +100,16 @@ pub(super) struct Line<T> {
 struct Inbound {
     decoder: Decoder,
     appetite: Appetite,
-    /// What is left to write of the word that the client waits for.
-    word: &'static [u8],
-    /// Whether the word is written and may still be held back on its way.
+    /// Whether the client waits for a word before it sends it.
+    awaited: bool,
+}
+
+/// What is said before the response.
+#[derive(Debug, Default)]
+struct Words {
+    /// What is left to write of it.
+    left: Vec<u8>,
+    /// Whether something is written that may still be held back on its way.
     unflushed: bool,
 }
 
@@ -113,9 +121,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
             body: RefCell::new(Inbound {
                 decoder: Decoder::new(Framing::None),
                 appetite: Appetite::default(),
-                word: b"",
-                unflushed: false,
+                awaited: false,
             }),
+            words: RefCell::default(),
             writes: Cell::new(0),
         })
     }
@@ -131,7 +139,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
         let mut body = self.body.borrow_mut();
         body.decoder = Decoder::new(framing);
         body.appetite = Appetite::default();
-        body.word = if expects { CONTINUE } else { b"" };
+        body.awaited = expects;
         if body.decoder.has_ended() {
             return Body::Empty;
         }
@@ -143,14 +151,37 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
         self.body.borrow().decoder.has_ended()
     }
 
-    /// The response begins: a client that still waits for the word to go on will not get it any more. What is left of one
-    /// that was begun must be written before the response.
+    /// Whether the client waits for the word to go on, and was not given it.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.body.borrow().awaited
+    }
+
+    /// The response begins: a client that still waits for the word to go on will not get it any more. What is left of the words
+    /// that were begun must be written before the response.
     #[must_use]
-    pub(super) fn keep_word(&self) -> &'static [u8] {
-        match std::mem::take(&mut self.body.borrow_mut().word) {
-            CONTINUE => b"",
-            rest => rest,
+    pub(super) fn keep_words(&self) -> Vec<u8> {
+        self.body.borrow_mut().awaited = false;
+        std::mem::take(&mut self.words.borrow_mut().left)
+    }
+
+    /// Puts something behind what is to be said before the response.
+    pub(super) fn say(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.words.borrow_mut().left);
+    }
+
+    /// Says it; ready when the client can hear all of it.
+    pub(super) fn poll_say(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut words = self.words.borrow_mut();
+        while !words.left.is_empty() {
+            let written = ready!(self.poll_write(context, &words.left, b""))?;
+            words.left.drain(..written);
+            words.unflushed = true;
         }
+        if words.unflushed {
+            ready!(self.poll_flush(context))?;
+            words.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads the next bytes of a head; 0 is the end.
@@ -259,21 +290,12 @@ struct ClientBody<T>(Rc<Line<T>>);
 impl<T: AsyncRead + AsyncWrite + Unpin + 'static> ClientBody<T> {
     /// Says the word that the client waits for.
     fn poll_word(&self, context: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        loop {
-            let word = self.0.body.borrow().word;
-            if word.is_empty() {
-                if self.0.body.borrow().unflushed {
-                    ready!(self.0.poll_flush(context)).map_err(|_| Fault::BodyBroken)?;
-                    self.0.body.borrow_mut().unflushed = false;
-                }
-                return Poll::Ready(Ok(()));
-            }
-            let written = ready!(self.0.poll_write(context, word, b""));
-            let written = written.map_err(|_| Fault::BodyBroken)?;
-            let mut body = self.0.body.borrow_mut();
-            body.word = word.get(written..).unwrap_or_default();
-            body.unflushed = true;
+        let awaited = std::mem::take(&mut self.0.body.borrow_mut().awaited);
+        // One that has begun to send needs no word any more.
+        if awaited && self.0.incoming.borrow().is_empty() {
+            self.0.say(|words| words.extend_from_slice(CONTINUE));
         }
+        self.0.poll_say(context).map_err(|_| Fault::BodyBroken)
     }
 
     fn poll_piece(&self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
@@ -345,11 +367,21 @@ mod tests {
                 panic!("no body");
             };
             assert!(body.as_mut().poll_frame(&mut context).is_pending());
-            assert_eq!(line.keep_word(), rest);
-            assert_eq!(line.keep_word(), b"");
+            assert_eq!(line.keep_words(), rest);
+            assert_eq!(line.keep_words(), b"");
         }
         let line = Line::new(tokio::io::duplex(64).0);
         let _body = line.begin_body(Framing::Length(5), true);
-        assert_eq!(line.keep_word(), b"", "one that was not begun is not said");
+        assert!(line.is_awaited());
+        assert_eq!(line.keep_words(), b"", "one that was not begun is not said");
+        let line = Line::new(tokio::io::duplex(64).0);
+        let Body::Stream(mut body) = line.begin_body(Framing::Length(5), true) else {
+            panic!("no body");
+        };
+        line.incoming.borrow_mut().extend_from_slice(b"hello");
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(body.as_mut().poll_frame(&mut context).is_ready());
+        assert!(!line.is_awaited(), "one that sends already needs none");
+        assert_eq!(line.keep_words(), b"");
     }
 }

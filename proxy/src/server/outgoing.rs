@@ -280,14 +280,19 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
 }
 
 /// The head of an answer behind which the connection speaks `protocol`.
-pub(super) fn switching<B>(response: &Response<B>, protocol: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(response.fields.raw().len() + 128);
-    start_line(&mut out, response);
-    response.fields.write(&mut out, OURS);
+pub(super) fn switching<B>(out: &mut Vec<u8>, response: &Response<B>, protocol: &str) {
+    start_line(out, response);
+    response.fields.write(out, OURS);
     out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: ");
     out.extend_from_slice(protocol.as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
-    out
+}
+
+/// What is said before an answer.
+pub(super) fn write_interim(out: &mut Vec<u8>, interim: &Response<()>) {
+    start_line(out, interim);
+    interim.fields.write(out, OURS);
+    out.extend_from_slice(b"\r\n");
 }
 
 fn start_line<B>(out: &mut Vec<u8>, response: &Response<B>) {

@@ -100,6 +100,7 @@ pub struct Transfer<T, H> {
     outflow: Outflow,
     seen: usize,
     interim: u32,
+    said: Vec<Response<()>>,
     to_head: bool,
     found: Option<parse::Head>,
     begins: Option<Deadline>,
@@ -144,6 +145,7 @@ where
             },
             seen: 0,
             interim: 0,
+            said: Vec::new(),
             to_head: head.method == Method::HEAD,
             found: None,
             begins: None,
@@ -203,6 +205,11 @@ where
         Poll::Ready(Ok(()))
     }
 
+    /// What the node has said before its answer, besides `100 Continue`, since this was asked last.
+    pub fn take_said(&mut self) -> impl Iterator<Item = Response<()>> {
+        self.said.drain(..)
+    }
+
     /// Whether the system has taken a byte of the request.
     #[must_use]
     pub const fn has_sent(&self) -> bool {
@@ -249,14 +256,16 @@ where
             loop {
                 match parse::response(&mut connection.incoming, self.seen, asked) {
                     Ok(Some(Found::Final(head))) => return Poll::Ready(Ok(head)),
-                    Ok(Some(Found::Interim(status))) => {
+                    Ok(Some(Found::Interim(interim))) => {
                         self.seen = 0;
                         self.interim += 1;
                         if self.interim > INTERIM_MOST {
                             return fault(reach, Cause::Malformed("too many interim responses"));
                         }
-                        if status == StatusCode::CONTINUE {
+                        if interim.status == StatusCode::CONTINUE {
                             self.outflow.go_ahead();
+                        } else {
+                            self.said.push(interim);
                         }
                     }
                     Ok(None) => break,
@@ -314,7 +323,7 @@ where
             }
             None => {
                 // A node that answers while it still reads may want the rest; one that answers with an error does not.
-                let goes_on = !all_sent && head.status.is_success();
+                let goes_on = !all_sent && head.status.is_success() && !self.outflow.is_waiting();
                 reusable |= goes_on && head.reusable;
                 let outflow = std::mem::take(&mut self.outflow);
                 Body::Stream(Box::pin(Download {
@@ -394,6 +403,11 @@ enum SendError {
 impl Outflow {
     const fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done)
+    }
+
+    /// Whether nothing of the body was asked for.
+    const fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Waiting(_))
     }
 
     fn go_ahead(&mut self) {

@@ -392,6 +392,7 @@ impl Future for Exchanging {
                 State::Talking(transfer) => {
                     let response = transfer.poll_response(context);
                     this.trail.set_sent(transfer.has_sent());
+                    transfer.take_said().for_each(|said| this.trail.say(said));
                     return response;
                 }
                 State::Connecting(connecting, attempt) => {

@@ -284,14 +284,78 @@ fn an_early_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[test]
-fn interim_responses_are_swallowed() {
-    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
-    let node = Node::acts([Act::raw(&format!(
-        "{hints}{hints}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-    ))]);
+fn early_hints_arrive_before_the_answer_is_there() {
+    let hint = |n: u32| {
+        format!(
+            "HTTP/1.1 103 Early Hints\r\nConnection: X-Hop\r\nX-Hop: 1\r\nContent-Length: 5\r\nLink: </{n}>\r\n\r\n"
+        )
+    };
+    let (go, told) = channel();
+    let pieces = vec![
+        [hint(1), hint(2)].concat().into_bytes(),
+        hint(3).into_bytes(),
+        b"HTTP/1.1 102 Processing\r\n\r\n".to_vec(),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec(),
+    ];
+    let node = Node::acts([Act::Pieces(pieces, told)]);
     let proxy = Setup::new(&[&node]).start();
-    let answer = proxy.ask(GET);
-    assert_eq!((answer.status, answer.field("link")), (200, None));
+    let mut client = proxy.client();
+    client.send(GET);
+    for link in ["</1>", "</2>", "</3>"] {
+        let hint = client.answer();
+        assert_eq!((hint.status, hint.field("link")), (103, Some(link)));
+        assert_eq!(
+            (hint.field("x-hop"), hint.field("content-length")),
+            (None, None)
+        );
+        if link != "</1>" {
+            go.send(()).unwrap();
+        }
+    }
+    assert_eq!(client.answer().status, 102);
+    go.send(()).unwrap();
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    assert_eq!(answer.field("link"), None);
+}
+
+#[test]
+fn hints_that_come_with_the_answer_are_before_it_and_none_are_for_http_1_0() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(12);
+    let text = format!("{hints}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let node = Node::start(move |_| Act::raw(&text));
+    let proxy = Setup::new(&[&node]).start();
+    let mut client = proxy.client();
+    client.send(GET);
+    for _ in 0..8 {
+        assert_eq!(client.answer().status, 103);
+    }
+    assert_eq!(client.answer().text(), "ok", "so many are enough");
+    let old = proxy.ask("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    assert_eq!((old.status, old.text().as_str()), (200, "ok"));
+}
+
+#[test]
+fn ranges_pass_as_they_are_asked_for_and_given() {
+    let node = Node::start(|seen| match seen.field("range") {
+        Some("bytes=2-4") => Act::raw(
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 2-4/10\r\nContent-Length: 3\r\n\r\n234",
+        ),
+        _ => Act::raw("HTTP/1.1 416 No\r\nContent-Range: bytes */10\r\nContent-Length: 0\r\n\r\n"),
+    });
+    let proxy = Setup::new(&[&node]).start();
+    let mut client = proxy.client();
+    let part = client.ask(GET.replace("\r\n\r\n", "\r\nRange: bytes=2-4\r\n\r\n"));
+    let range = part.field("content-range");
+    assert_eq!(
+        (part.status, part.text().as_str(), range),
+        (206, "234", Some("bytes 2-4/10"))
+    );
+    let beyond = client.ask(GET.replace("\r\n\r\n", "\r\nRange: bytes=20-\r\n\r\n"));
+    assert_eq!(
+        (beyond.status, beyond.field("content-range")),
+        (416, Some("bytes */10"))
+    );
 }
 
 #[test]

@@ -219,6 +219,38 @@ fn a_body_is_only_asked_for_when_the_node_wants_it() {
 }
 
 #[test]
+fn a_client_that_was_not_asked_for_its_body_is_told_that_the_connection_ends() {
+    // Whatever the answer is: the client may send the body all the same, or not.
+    let refusing = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = Setup::addresses(&[refusing.local_addr().unwrap()]).start();
+    let mut client = proxy.client();
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+    let (mut stream, _) = refusing.accept().unwrap();
+    let mut head = [0; 2048];
+    let read = std::io::Read::read(&mut stream, &mut head).unwrap();
+    assert!(head[..read].ends_with(b"\r\n\r\n"), "the body was not sent");
+    let known = "HTTP/1.1 200 Known\r\nContent-Length: 0\r\n\r\n";
+    std::io::Write::write_all(&mut stream, known.as_bytes()).unwrap();
+    let answer = client.answer();
+    assert_eq!(
+        (answer.status, answer.field("connection")),
+        (200, Some("close"))
+    );
+    assert!(client.is_closed());
+}
+
+#[test]
+fn a_body_that_is_there_already_is_not_asked_for() {
+    let node = Node::acts([Act::ok("stored")]);
+    let proxy = Setup::new(&[&node]).start();
+    let mut client = proxy.client();
+    client
+        .send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(client.answer().status, 200, "no 100 before it");
+    assert_eq!(node.seen().body, b"hi");
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_turn() {
     let node = Node::start(|seen| Act::ok(seen.target()));
     let proxy = Setup::new(&[&node]).start();

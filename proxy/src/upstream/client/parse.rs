@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use http::StatusCode;
 use httparse::{ParserConfig, Status};
 
+use crate::exchange::Response;
 use crate::exchange::decode::{Framing, Malformed, decimal, end_of_head};
 use crate::exchange::fields::{FieldId, FieldSet, Fields, Span};
 
@@ -62,7 +63,7 @@ pub struct Asked<'a> {
 #[derive(Debug)]
 pub enum Found {
     /// An interim response; the final one is yet to come.
-    Interim(StatusCode),
+    Interim(Response<()>),
     /// The response; with status 101, what follows is no HTTP.
     Final(Head),
 }
@@ -92,10 +93,6 @@ pub fn response(
     }
     let code = response.code.unwrap_or_default();
     let status = StatusCode::from_u16(code).map_err(|_| Malformed("status out of range"))?;
-    let switches = status == StatusCode::SWITCHING_PROTOCOLS;
-    if status.is_informational() && !switches {
-        return Ok(Some(Found::Interim(status)));
-    }
     let mut fields = Fields::new(head.clone(), response.headers.len());
     for field in response.headers.iter() {
         let value = Span::within(&head, field.value);
@@ -103,14 +100,19 @@ pub fn response(
     }
     let is_old = response.version == Some(0);
     let reading = Reading { fields, is_old };
+    let reason = response
+        .reason
+        .map(|reason| Span::within(&head, reason.as_bytes()));
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+    if status.is_informational() && !switches {
+        return Ok(Some(Found::Interim(reading.interim(status, reason))));
+    }
     let mut found = if switches {
         reading.switch(asked.upgrade)?
     } else {
         reading.finish(status, asked.head)?
     };
-    found.reason = response
-        .reason
-        .map(|reason| Span::within(&head, reason.as_bytes()));
+    found.reason = reason;
     Ok(Some(Found::Final(found)))
 }
 
@@ -170,6 +172,18 @@ impl Reading {
             framing,
             keep_for,
         })
+    }
+
+    /// What is said before the answer: whatever it says of framing means nothing.
+    fn interim(mut self, status: StatusCode, reason: Option<Span>) -> Response<()> {
+        self.is_persistent();
+        self.fields.remove(HOP_BY_HOP);
+        self.fields.remove(FieldSet::of(&[FieldId::ContentLength]));
+        Response {
+            reason,
+            fields: self.fields,
+            ..Response::new(status, ())
+        }
     }
 
     /// A 101: the protocol that was asked for, and nothing that could be a body (RFC 9110 §7.8, §8.6).
@@ -464,10 +478,10 @@ mod tests {
     fn interim_responses_are_told_apart_and_what_follows_stays() {
         let mut bytes = BytesMut::from("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nbody");
         let found = response(&mut bytes, 0, Asked::default());
-        assert!(matches!(
-            found,
-            Ok(Some(Found::Interim(StatusCode::CONTINUE)))
-        ));
+        let Ok(Some(Found::Interim(interim))) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(interim.status, StatusCode::CONTINUE);
         assert!(matches!(
             response(&mut bytes, 0, Asked::default()),
             Ok(Some(Found::Final(_)))

@@ -452,11 +452,13 @@ fn a_body_that_is_expected_waits_for_the_node_s_word() {
 }
 
 #[test]
-fn interim_responses_are_swallowed_and_bounded() {
+fn interim_responses_are_handed_over_and_bounded() {
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     let mut bench = Bench::get([data(&format!("{hints}{hints}{answer}"))]);
     assert_eq!(bench.response().status, 200);
+    let said: Vec<_> = bench.transfer.take_said().collect();
+    assert_eq!((said.len(), said[0].status.as_u16()), (2, 103));
     let mut endless = Bench::get([data(&hints.repeat(20))]);
     assert!(matches!(
         endless.fault(),
