@@ -177,6 +177,12 @@ def backend(port, name="p", *extra):
     return b
 
 
+def echo(port):
+    b = Proc([HERE + "/websocket.py", "echo", "--listen", f"127.0.0.1:{port}"], LOAD_CPU)
+    assert wait_port(port), "echo did not start"
+    return b
+
+
 def subst(s, d):
     return re.sub(r"\{\{(\w+)\}\}", lambda m: str(d.get(m.group(1), "")), s)
 
@@ -444,6 +450,22 @@ def t_rate(p, a, port=PORT):
     return per_req(r)
 
 
+def t_websocket(p, a):
+    w = [HERE + "/websocket.py", "load", "--target", f"127.0.0.1:{PORT}", "--conns", "1000", "--rate", "2000"]
+
+    def load(dur):
+        o = subprocess.run(["taskset", "-c", LOAD_CPU, *w, "--dur", str(dur)], capture_output=True, text=True)
+        if o.returncode:
+            raise RuntimeError("websocket: " + (o.stdout + o.stderr)[-500:])
+        return json.loads(o.stdout)
+
+    # Opening a thousand connections is not what is measured, so their cost in another, short run is taken off.
+    short, long = measured(p, lambda: load(0.5)), measured(p, lambda: load(0.5 + a.dur))
+    r = dict(long, requests=long["requests"] - short["requests"], dur_us=int(a.dur * 1e6))
+    r.update(cpu_s=long["cpu_s"] - short["cpu_s"], failed=long["failed"] + short["failed"])
+    return per_req(r)
+
+
 def t_idle(p, a):
     base = pss_kb(p)
     out = {}
@@ -541,6 +563,7 @@ TESTS = dict(
     body100m=t_body100m,
     upload10m=t_upload10m,
     idle=t_idle,
+    websocket=t_websocket,
     idletls=t_idletls,
 )
 NEED = dict(tls="tls", tlsresume="tls", tlshs="tls", idletls="tls", h2="h2")
@@ -732,7 +755,7 @@ def run(a):
                     b = px = None
                     try:
                         global H
-                        b = backend(PORT if n == "direct" else B1_PORT)
+                        b = (echo if t == "websocket" else backend)(PORT if n == "direct" else B1_PORT)
                         if n == "direct":
                             if NEED.get(t):
                                 continue
@@ -794,6 +817,7 @@ COLS = {
     "body1m": ["gbps", "cpu_s_gb", "peak_rss_mb", "util"],
     "body100m": ["gbps", "cpu_s_gb", "peak_rss_mb", "util"],
     "upload10m": ["gbps", "cpu_s_gb", "peak_rss_mb", "util"],
+    "websocket": ["cpu_us_req", "p50_us", "p90_us", "p99_us", "failed", "util"],
     "idle": ["base_mb", "kb_conn", "total_mb_9k"],
     "idletls": ["kb_conn"],
     "failover": [
