@@ -17,7 +17,9 @@ use super::line::{Carrier, Line};
 use super::outgoing::{Asked, Broken, Outgoing, switching, write_interim};
 use super::tunnel::{self, Opened};
 use super::{Front, Guest, LINGER, http2, linger};
-use crate::exchange::{Body, Deadline, Fault, Head, Opens, Peer, Request, Response, Trail, trailers};
+use crate::exchange::{
+    Body, Deadline, Fault, Head, Opens, Peer, Request, Response, Trail, trailers,
+};
 
 /// No request waits this long without a deadline of its own inside.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use rustls::{
 use shared::clock;
 
 use crate::harness::http2::{Ask, Proper};
-use crate::harness::{Act, Node, PATIENCE, Proxy, Setup};
+use crate::harness::{Act, B, Node, PATIENCE, Proxy, Setup, open};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n";
 const LAST: &str = "GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
@@ -511,6 +512,35 @@ fn a_proper_end_is_told_and_a_truncated_body_s_is_not() {
 }
 
 #[test]
+fn a_websocket_inside_of_tls_passes_everything_and_its_end_is_told() {
+    let papers = Papers::new();
+    let cert = papers.make("shop", &["shop.test"]);
+    let (hand, handed) = channel();
+    let yes = "HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x01\x02hi";
+    let node = Node::start(move |_| Act::Hand(yes.as_bytes().to_vec(), hand.clone()));
+    let proxy = Setup::new(&[&node])
+        .listener(&papers.tls(&["shop"]))
+        .start();
+    let mut client = Secret::connect(&proxy, &knowing(&[cert], &[&TLS13]), "shop.test");
+    let ask = "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    client.ask(&GET.replace("\r\n\r\n", ask), "\x01\x02hi");
+    let (mut far, _) = handed.recv_timeout(PATIENCE).unwrap();
+    let payload = vec![7; 300_000];
+    client.0.write_all(&payload).unwrap();
+    client.0.flush().unwrap();
+    let mut came = vec![0; payload.len()];
+    far.read_exact(&mut came).unwrap();
+    assert!(came == payload);
+    let frame = [&[0x82, 127, 0, 0, 0, 0, 0, 4, 0x93, 0xe0], &payload[..]].concat();
+    far.write_all(&frame).unwrap();
+    let mut came = vec![0; frame.len()];
+    client.0.read_exact(&mut came).unwrap();
+    assert!(came == frame);
+    proxy.steering.publish(open(2, B));
+    assert_eq!(client.rest(), (vec![0x88, 2, 0x03, 0xf4], true));
+}
+
+#[test]
 fn idle_connections_are_ended_in_good_order() {
     let (papers, node) = (Papers::new(), Node::ok());
     let cert = papers.make("a", &["shop.test"]);
@@ -524,7 +554,7 @@ fn idle_connections_are_ended_in_good_order() {
 #[test]
 fn bodies_of_any_size_pass_both_ways_and_pieces_pass_at_once() {
     let large = "x".repeat(3 << 20);
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = channel();
     let told = Mutex::new(Some(told));
     let answer = large.clone();
     let node = Node::start(move |seen| match seen.target() {
