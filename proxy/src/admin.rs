@@ -5,6 +5,7 @@ mod page;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{Method, Request, StatusCode};
@@ -12,7 +13,7 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use shared::admin::{Answer, answer, is_authorized, json, pieces, read_json, text, unauthorized};
 use shared::metrics::{self, Registry};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::control::{Chronicle, Control, Entry};
 use crate::logic::failover::Order;
@@ -20,14 +21,46 @@ use crate::logic::failover::Order;
 /// What the door needs.
 #[derive(Debug)]
 pub struct Door {
-    /// Every service, by name.
-    pub services: BTreeMap<String, Control>,
-    /// What happened.
-    pub chronicle: Chronicle,
-    /// All numbers.
-    pub registry: Registry,
-    /// The secret that callers show for what changes something.
-    pub token: Option<Arc<str>>,
+    known: ArcSwap<Known>,
+    chronicle: Chronicle,
+    registry: Registry,
+    reloads: mpsc::Sender<Reload>,
+}
+
+/// What a reload may change.
+#[derive(Debug, Default)]
+struct Known {
+    services: BTreeMap<String, Control>,
+    token: Option<Arc<str>>,
+}
+
+/// Somebody wants the configuration to be read again.
+#[derive(Debug)]
+pub struct Reload {
+    /// Where to say what came of it.
+    pub answer: oneshot::Sender<Result<Reloaded, String>>,
+}
+
+/// The answer to a reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// In words.
+    pub message: String,
+    /// Everything that is different now.
+    pub changed: Vec<String>,
+}
+
+impl Reloaded {
+    /// This is different now.
+    #[must_use]
+    pub fn new(changed: Vec<String>) -> Self {
+        let message = if changed.is_empty() {
+            "reloaded; nothing has changed".to_owned()
+        } else {
+            format!("reloaded; {}", changed.join(", "))
+        };
+        Self { message, changed }
+    }
 }
 
 /// The answer to an order that was carried out.
@@ -59,7 +92,7 @@ pub async fn handle(door: Arc<Door>, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     if request.method() == Method::POST {
-        if !is_authorized(request.headers(), door.token.as_deref()) {
+        if !is_authorized(request.headers(), door.known.load().token.as_deref()) {
             return unauthorized();
         }
         return match parts.as_slice() {
@@ -79,6 +112,7 @@ pub async fn handle(door: Arc<Door>, request: Request<Incoming>) -> Answer {
                 node,
                 what @ ("drain" | "undrain" | "rejoin"),
             ] => door.ask_node(service, node, what).await,
+            ["api", "v1", "reload"] => door.reload().await,
             _ => not_found(&request),
         };
     }
@@ -99,7 +133,7 @@ pub async fn handle(door: Arc<Door>, request: Request<Incoming>) -> Answer {
             metrics::render(&door.registry),
         ),
         ["api", "v1", "services"] => json(StatusCode::OK, &door.views()),
-        ["api", "v1", "services", name] => match door.services.get(*name) {
+        ["api", "v1", "services", name] => match door.service(name) {
             Some(control) => json(StatusCode::OK, &**control.view.borrow()),
             None => text(StatusCode::NOT_FOUND, door.unknown(name)),
         },
@@ -124,15 +158,50 @@ fn refused(error: String) -> Answer {
 }
 
 impl Door {
+    /// A door without services yet.
+    #[must_use]
+    pub fn new(chronicle: Chronicle, registry: Registry, reloads: mpsc::Sender<Reload>) -> Self {
+        Self {
+            known: ArcSwap::default(),
+            chronicle,
+            registry,
+            reloads,
+        }
+    }
+
+    /// There are these services from now on, and callers show this for what changes something.
+    pub fn change(&self, services: BTreeMap<String, Control>, token: Option<Arc<str>>) {
+        self.known.store(Arc::new(Known { services, token }));
+    }
+
+    fn service(&self, name: &str) -> Option<Control> {
+        self.known.load().services.get(name).cloned()
+    }
+
+    async fn reload(&self) -> Answer {
+        let (answer, done) = oneshot::channel();
+        if self.reloads.try_send(Reload { answer }).is_err() {
+            return refused("other reloads are under way, or the program ends".to_owned());
+        }
+        match done.await {
+            Ok(Ok(reloaded)) => json(StatusCode::ACCEPTED, &reloaded),
+            Ok(Err(why)) => refused(why),
+            Err(_) => refused("the program ends".to_owned()),
+        }
+    }
+
     fn views(&self) -> Vec<Arc<crate::control::ServiceView>> {
-        self.services
+        let known = self.known.load();
+        known
+            .services
             .values()
             .map(|control| Arc::clone(&control.view.borrow()))
             .collect()
     }
 
     fn unknown(&self, name: &str) -> String {
-        let names: Vec<_> = self.services.keys().map(String::as_str).collect();
+        let known = self.known.load();
+        let names: Vec<_> = known.services.keys().map(String::as_str).collect();
         format!("no service \"{name}\"; there is: {}", names.join(", "))
     }
 
@@ -162,7 +231,7 @@ impl Door {
     }
 
     async fn ask(&self, service: &str, what: &str, request: Request<Incoming>) -> Answer {
-        let Some(control) = self.services.get(service) else {
+        let Some(control) = self.service(service) else {
             return text(StatusCode::NOT_FOUND, self.unknown(service));
         };
         let wish: Wish = match read_json(request).await {
@@ -200,7 +269,7 @@ impl Door {
     }
 
     async fn ask_node(&self, service: &str, node: &str, what: &str) -> Answer {
-        let Some(control) = self.services.get(service) else {
+        let Some(control) = self.service(service) else {
             return text(StatusCode::NOT_FOUND, self.unknown(service));
         };
         let Some(id) = control.node(node) else {

@@ -1,36 +1,57 @@
-//! Builds every part, starts every thread and task, and drains them. The only room that knows everybody.
+//! Builds every part, starts every thread and task, changes them while they run, and drains them. The only room that knows
+//! everybody.
 
-use std::collections::BTreeMap;
+mod reload;
+mod services;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::admin as door;
 use shared::drain;
 use shared::metrics::Registry;
-use tokio::signal::unix::{SignalKind, signal};
+use shared::telemetry::Switch;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::admin::{Door, handle};
+use self::services::Services;
+use crate::admin::{Door, Reload, handle};
 use crate::arbiter::Arbiter;
-use crate::config::{Service, Settings};
-use crate::control::{self, Chronicle, Control, Parts};
-use crate::layer::access_log;
+use crate::config::Settings;
+use crate::control::Chronicle;
+use crate::layer::access_log::{self, AccessLog, Writer};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
-use crate::steer::{Members, Steering, View};
-use crate::worker::{self, ServiceHandle};
+use crate::worker::{self, Workers};
 
 /// The access log may take this long to write its last lines.
 const LOG_WITHIN: Duration = Duration::from_secs(1);
 /// Tasks of the control plane end at once when they are told to.
 const CONTROL_WITHIN: Duration = Duration::from_secs(2);
+/// Reloads that may wait for each other.
+const RELOADS_MOST: usize = 4;
+/// How often it is looked whether what was removed has ended.
+const SWEEP_EVERY: Duration = Duration::from_millis(250);
+
+/// Everything that runs.
+struct App {
+    settings: Arc<Settings>,
+    metrics: Metrics,
+    chronicle: Chronicle,
+    services: Services,
+    workers: Workers,
+    door: Arc<Door>,
+    log: Option<(AccessLog, Writer)>,
+    switch: Switch,
+}
 
 /// Runs until a signal ends it, then finishes requests under way within `drain_timeout`.
 ///
 /// # Errors
 /// Something could not be started; the message says what to do.
-pub async fn run(settings: Settings) -> Result<(), String> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+pub async fn run(settings: Settings, switch: Switch) -> Result<(), String> {
+    let mut signals = Signals::new().map_err(|error| error.to_string())?;
     settings
         .notes
         .iter()
@@ -43,98 +64,113 @@ pub async fn run(settings: Settings) -> Result<(), String> {
     let listener = door::bind(settings.admin.bind)
         .await
         .map_err(|error| format!("admin: {error}"))?;
-    let (log, log_writer) = match &settings.access_log {
-        Some(log) => {
-            let dropped = metrics.access_log_dropped.with_label_values::<&str>(&[]);
-            let opened =
-                access_log::start(log, dropped).map_err(|error| format!("access log: {error}"))?;
-            (Some(opened.0), Some(opened.1))
-        }
-        None => (None, None),
-    };
+    let log = start_log(&settings, &metrics)?;
     let chronicle = Chronicle::default();
-    // The control plane must outlive the workers: requests that are being finished may still need a decision.
-    let (end_control, control_watch) = drain::channel();
+    let (end_door, door_watch) = drain::channel();
     let (end_workers, worker_watch) = drain::channel();
-    let mut handles = Vec::new();
-    let mut services = BTreeMap::new();
-    for service in &settings.services {
-        let (handle, control) = start_service(
-            service,
-            &settings,
-            &arbiter,
-            &chronicle,
-            &metrics,
-            &control_watch,
-        )?;
-        handles.push(handle.signed_with(secret.clone()));
-        services.insert(service.name.to_string(), control);
-    }
-    let workers = worker::start(&settings, &handles, &metrics, log, worker_watch)
-        .map_err(|error| error.to_string())?;
-    let door_parts = Door {
-        services,
-        chronicle,
-        registry,
-        token: settings.admin.token.clone(),
-    };
-    let shared = Arc::new(door_parts);
-    tokio::spawn(door::serve(listener, control_watch, move |request| {
+    let lanes = settings.threads.max(1);
+    let mut services = Services::new(arbiter, secret, lanes, chronicle.clone(), metrics.clone());
+    services.start(&settings.services)?;
+    let lines = log.as_ref().map(|(log, _)| log.clone());
+    let workers = worker::start(
+        &settings,
+        &services.handles(),
+        &metrics,
+        lines,
+        worker_watch,
+    )
+    .map_err(|error| error.to_string())?;
+    let (reloads, mut asked) = mpsc::channel(RELOADS_MOST);
+    let token = settings.admin.token.clone();
+    let door = Door::new(chronicle.clone(), registry, reloads);
+    door.change(services.controls(), token);
+    let door = Arc::new(door);
+    let shared = Arc::clone(&door);
+    tokio::spawn(door::serve(listener, door_watch, move |request| {
         handle(Arc::clone(&shared), request)
     }));
     for address in workers.addresses() {
         tracing::info!(%address, admin = %settings.admin.bind, "listening");
     }
+    let mut app = App {
+        settings,
+        metrics,
+        chronicle,
+        services,
+        workers,
+        door,
+        log,
+        switch,
+    };
+    app.serve(&mut signals, &mut asked).await;
 
-    tokio::select! {
-        _ = terminate.recv() => (),
-        _ = interrupt.recv() => (),
-    }
-    tracing::info!(within = ?settings.drain_timeout, "draining");
+    let drain_timeout = app.settings.drain_timeout;
+    tracing::info!(within = ?drain_timeout, "draining");
     end_workers.begin();
+    let App {
+        services,
+        workers,
+        log,
+        ..
+    } = app;
+    // The control plane must outlive the workers: requests that are being finished may still need a decision.
     let joined = tokio::task::spawn_blocking(move || workers.join());
-    let _ = tokio::time::timeout(settings.drain_timeout + CONTROL_WITHIN, joined).await;
-    end_control.drain(CONTROL_WITHIN).await;
-    if let Some(writer) = log_writer {
+    let _ = tokio::time::timeout(drain_timeout + CONTROL_WITHIN, joined).await;
+    services.end(CONTROL_WITHIN).await;
+    end_door.drain(CONTROL_WITHIN).await;
+    if let Some((log, writer)) = log {
+        drop(log);
         let _ = tokio::task::spawn_blocking(move || writer.finish(LOG_WITHIN)).await;
     }
-    drop(arbiter);
     tracing::info!("ended");
     Ok(())
 }
 
-fn start_service(
-    service: &Arc<Service>,
+fn start_log(
     settings: &Settings,
-    arbiter: &Arbiter,
-    chronicle: &Chronicle,
     metrics: &Metrics,
-    drain: &drain::Watch,
-) -> Result<(ServiceHandle, Control), String> {
-    let lanes = settings.threads.max(1);
-    let (steering, signs) = Steering::new(
-        lanes,
-        View {
-            phase: "starting",
-            members: service
-                .is_balanced()
-                .then(|| Members::none_of(service.nodes.len())),
-            ..View::default()
-        },
-    );
-    let handle = ServiceHandle::new(Arc::clone(service), steering, lanes, metrics);
-    let nodes = service
-        .nodes
-        .iter()
-        .map(|node| node.name.to_string())
-        .collect();
-    let parts = Parts {
-        handle: handle.clone(),
-        signs,
-        place: arbiter.place(&service.name, nodes),
-        chronicle: chronicle.clone(),
-        metrics: metrics.clone(),
-    };
-    let control = control::start(parts, drain.clone()).map_err(|error| error.to_string())?;
-    Ok((handle, control))
+) -> Result<Option<(AccessLog, Writer)>, String> {
+    let dropped = metrics.access_log_dropped.with_label_values::<&str>(&[]);
+    let started = settings
+        .access_log
+        .as_ref()
+        .map(|log| access_log::start(log, dropped).map_err(|error| format!("access log: {error}")));
+    started.transpose()
+}
+
+/// What the system may say.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+impl App {
+    /// Carries out what is asked for until the program shall end.
+    async fn serve(&mut self, signals: &mut Signals, asked: &mut mpsc::Receiver<Reload>) {
+        let mut sweep = interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = signals.hangup.recv() => drop(self.reload().await),
+                Some(Reload { answer }) = asked.recv() => {
+                    // Whoever asked may have stopped waiting; the log has it, too.
+                    let _ = answer.send(self.reload().await);
+                }
+                _ = sweep.tick() => self.services.sweep().await,
+            }
+        }
+    }
 }

@@ -7,12 +7,13 @@ use std::slice;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use shared::call::{CallError, Peer};
 use shared::clock;
 use shared::telemetry;
 
-use crate::admin::{Refused, Result202};
+use crate::admin::{Refused, Reloaded, Result202};
 use crate::arbiter::Arbiter;
 use crate::{app, config};
 
@@ -101,13 +102,13 @@ impl Admin<'_> {
 /// It could not start.
 pub fn run(path: &Path) -> Result<(), Failure> {
     let settings = config::load(path).map_err(Failure::usage)?;
-    telemetry::start(settings.log);
+    let switch = telemetry::start(settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     runtime
-        .block_on(app::run(settings))
+        .block_on(app::run(settings, switch))
         .map_err(Failure::failed)
 }
 
@@ -307,7 +308,17 @@ pub fn ask_node(
     Ok(())
 }
 
-fn order(admin: &Admin<'_>, path: &str, body: &Value) -> Result<Result202, Failure> {
+/// `hotwarm reload`.
+///
+/// # Errors
+/// It was refused, with every fault of the file, or is not reachable.
+pub fn reload(admin: &Admin<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let done: Reloaded = order(admin, "/api/v1/reload", &json!({}))?;
+    writeln!(out, "{}", done.message)?;
+    Ok(())
+}
+
+fn order<T: DeserializeOwned>(admin: &Admin<'_>, path: &str, body: &Value) -> Result<T, Failure> {
     let peer = admin.peer()?;
     asking(async {
         let result = peer.post(path, body, ORDER_WITHIN).await;

@@ -3,6 +3,7 @@
 //!
 //! Nobody else reads the file or knows a default. What can be written but is not built yet is refused, never ignored.
 
+mod change;
 mod check;
 mod defaults;
 mod endpoint;
@@ -20,6 +21,7 @@ use shared::call::Peer;
 pub use shared::config::ConfigError;
 use shared::telemetry::Log;
 
+pub use self::change::{Change, Next};
 pub use self::endpoint::{Address, Endpoint};
 pub use self::file::{AccessFormat, Durability, Failback, Mode, OnAckTimeout, OnTooFarBehind};
 use crate::logic::NodeId;
@@ -37,6 +39,24 @@ use crate::tls::{Clients, Loaded};
 pub fn load(path: &Path) -> Result<Settings, ConfigError> {
     let (file, problems) = shared::config::read(path)?;
     check::settings(path, file, problems)
+}
+
+/// Reads and checks `path` again, and compares it with what is in force.
+///
+/// # Errors
+/// As [`load`], and everything that cannot be changed while the program runs.
+pub fn reload(path: &Path, now: &Settings) -> Result<(Settings, Change), ConfigError> {
+    let next = load(path)?;
+    match Change::between(now, &next) {
+        Ok(change) => Ok((next, change)),
+        Err(fixed) => {
+            let (_, mut problems) = shared::config::read::<file::File>(path)?;
+            for (key, why) in fixed {
+                problems.note(key, why);
+            }
+            problems.finish((next, Change::default()))
+        }
+    }
 }
 
 /// Everything that was decided. Immutable.
@@ -98,6 +118,8 @@ pub struct Listener {
     pub introducers: Option<Vec<Network>>,
     /// What one client, and all together, may take.
     pub limits: Limits,
+    /// What was written, to tell whether it has changed.
+    pub form: String,
 }
 
 /// What clients may take of a listener.
@@ -148,6 +170,8 @@ pub struct Service {
     pub balance: Balance,
     /// Who becomes primary, and when; without meaning where there is none.
     pub failover: Failover,
+    /// What was written, to tell whether it has changed.
+    pub form: String,
 }
 
 impl Service {

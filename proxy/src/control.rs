@@ -9,15 +9,18 @@ mod report;
 mod view;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shared::drain;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 pub use self::chronicle::{Chronicle, Entry};
 pub use self::view::{LastFailover, NodeView, ServiceView};
-use crate::arbiter::{ArbiterError, Place};
+use crate::arbiter::Place;
 use crate::logic::NodeId;
-use crate::logic::failover::{Failover, Order, Rules};
+use crate::logic::failover::{Failover, Order, Record, Rules};
 use crate::metrics::Metrics;
 use crate::steer::Sign;
 use crate::worker::ServiceHandle;
@@ -88,13 +91,73 @@ pub struct Parts {
     pub chronicle: Chronicle,
     /// All numbers.
     pub metrics: Metrics,
+    /// What the service's driver by other settings has left, if there was one.
+    pub former: Option<Left>,
 }
 
-/// Starts the driver of a service.
-///
-/// # Errors
-/// Its record cannot be read.
-pub fn start(parts: Parts, drain: drain::Watch) -> Result<Control, ArbiterError> {
+impl Parts {
+    /// The nodes that an operator has taken out.
+    fn kept_out(&self) -> Vec<NodeId> {
+        let out = |node: &&crate::config::Node| {
+            let former = self.former.as_ref();
+            former.is_some_and(|left| left.draining.contains(&node.name))
+        };
+        let nodes = self.handle.service().nodes.iter();
+        nodes.filter(out).map(|node| node.id).collect()
+    }
+}
+
+/// What a driver leaves to the next one of its service.
+#[derive(Debug)]
+pub struct Left {
+    signs: mpsc::Receiver<Sign>,
+    last_failover: Option<LastFailover>,
+    draining: Vec<Arc<str>>,
+}
+
+impl Left {
+    /// The workers' words, for a driver by the same settings.
+    pub fn signs(&mut self) -> mpsc::Receiver<Sign> {
+        std::mem::replace(&mut self.signs, mpsc::channel(1).1)
+    }
+
+    /// They are not needed after all.
+    pub fn give_back(&mut self, signs: mpsc::Receiver<Sign>) {
+        self.signs = signs;
+    }
+}
+
+/// A driver at work.
+#[derive(Debug)]
+pub struct Driving {
+    end: drain::Signal,
+    task: JoinHandle<Left>,
+}
+
+impl Driving {
+    /// Ends it. What it was writing is on disk when this returns.
+    ///
+    /// # Errors
+    /// It has not ended `within`; it decides nothing any more, but its last write may still be under way.
+    pub async fn end(self, within: Duration) -> Result<Left, JoinHandle<Left>> {
+        let Self { end, mut task } = self;
+        end.begin();
+        match timeout(within, &mut task).await {
+            Ok(Ok(left)) => Ok(left),
+            // It has panicked, and will not write again.
+            Ok(Err(_)) => Ok(Left {
+                signs: mpsc::channel(1).1,
+                last_failover: None,
+                draining: Vec::new(),
+            }),
+            Err(_) => Err(task),
+        }
+    }
+}
+
+/// Starts the driver of a service from its record, and puts its settings in force. There must be no other one of that service.
+#[must_use]
+pub fn start(parts: Parts, record: Record) -> (Control, Driving) {
     let service = Arc::clone(parts.handle.service());
     let (orders, ordered) = mpsc::channel(ORDERS_MOST);
     let names: Arc<[Arc<str>]> = service
@@ -102,25 +165,31 @@ pub fn start(parts: Parts, drain: drain::Watch) -> Result<Control, ArbiterError>
         .iter()
         .map(|node| Arc::clone(&node.name))
         .collect();
+    parts.handle.steering().take_up();
+    let (end, drain) = drain::channel();
     if service.is_balanced() {
         let (crew, view) = crew::Crew::new(parts);
-        tokio::spawn(crew.run(ordered, drain));
-        return Ok(Control {
+        let task = tokio::spawn(crew.run(ordered, drain));
+        let control = Control {
             view,
             orders,
             names,
-        });
+        };
+        return (control, Driving { end, task });
     }
-    let record = parts.place.load()?;
     let fresh = shared::model::ClusterId(shared::rng::Rng::new().u64(1..));
-    let machine = Failover::new(Arc::new(rules(&service)), record, fresh);
+    let mut machine = Failover::new(Arc::new(rules(&service)), record, fresh);
+    for node in parts.kept_out() {
+        machine.keep_out(node);
+    }
     let (driver, view) = driver::Driver::new(parts, machine);
-    tokio::spawn(driver.run(ordered, drain));
-    Ok(Control {
+    let task = tokio::spawn(driver.run(ordered, drain));
+    let control = Control {
         view,
         orders,
         names,
-    })
+    };
+    (control, Driving { end, task })
 }
 
 /// The machine's rules from the service's settings.

@@ -64,6 +64,11 @@ enum Command {
     Drain(OneNode),
     /// Put a drained node back.
     Undrain(OneNode),
+    /// Read the configuration again, as SIGHUP does: all of it comes into force, or nothing. Prints what has changed.
+    Reload {
+        #[command(flatten)]
+        admin: At,
+    },
     /// Let a node that holds unrelated data give it up (a copy is kept) and become a standby.
     Rejoin(OneNode),
 }
@@ -144,6 +149,7 @@ fn obey(command: Command) -> Result<(), Failure> {
         } => cli::promote(&admin.as_admin(), &service, &to, accept_data_loss, &mut out),
         Command::Drain(one) => one.ask("drain", &mut out),
         Command::Undrain(one) => one.ask("undrain", &mut out),
+        Command::Reload { admin } => cli::reload(&admin.as_admin(), &mut out),
         Command::Rejoin(one) => one.ask("rejoin", &mut out),
     }
 }

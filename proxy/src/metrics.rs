@@ -5,7 +5,11 @@
 
 pub mod local;
 
+use std::collections::HashMap;
+
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::opts;
+use prometheus::proto::MetricFamily;
 use shared::metrics::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, REQUEST_SECONDS, Registry,
     SHORT_SECONDS, register,
@@ -231,6 +235,60 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// Takes away every number of `service`'s nodes of which `is_gone` says so by name; with an empty name it is asked about the
+    /// service's own.
+    pub fn forget(&self, service: &str, is_gone: impl Fn(&str) -> bool) {
+        fn sweep<B: MetricVecBuilder>(family: &MetricVec<B>, gone: impl Fn(&str, &str) -> bool) {
+            for metric in family.collect().iter().flat_map(MetricFamily::get_metric) {
+                let labels: HashMap<&str, &str> = metric
+                    .get_label()
+                    .iter()
+                    .map(|label| (label.name(), label.value()))
+                    .collect();
+                let label = |name| labels.get(name).copied();
+                let is_gone = label("service")
+                    .is_some_and(|service| gone(service, label("node").unwrap_or_default()));
+                if is_gone {
+                    // Somebody else may have been quicker.
+                    let _ = family.remove(&labels);
+                }
+            }
+        }
+        let gone = |of: &str, node: &str| of == service && is_gone(node);
+        for family in [
+            &self.requests,
+            &self.retries,
+            &self.failovers,
+            &self.promotions_refused,
+            &self.ack_degraded,
+        ] {
+            sweep(family, gone);
+        }
+        for family in [
+            &self.request_seconds,
+            &self.upstream_seconds,
+            &self.failover_unavailable_seconds,
+            &self.hold_seconds,
+            &self.ack_wait_seconds,
+        ] {
+            sweep(family, gone);
+        }
+        for family in [
+            &self.upstream_connections,
+            &self.breaker_state,
+            &self.node_up,
+            &self.node_primary,
+            &self.epoch,
+            &self.held_requests,
+            &self.replication_lag_bytes,
+        ] {
+            sweep(family, gone);
+        }
+        sweep(&self.replication_lag_seconds, gone);
+    }
+}
+
 impl Default for Metrics {
     /// Registers into a registry of its own, for tests.
     fn default() -> Self {
@@ -241,6 +299,30 @@ impl Default for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_gone_is_not_shown_any_more_and_everything_else_is() {
+        let metrics = Metrics::default();
+        for (service, node) in [("s", "a"), ("s", "b"), ("t", "a")] {
+            let labels = [service, node, "GET", "200"];
+            metrics.requests.with_label_values(&labels).inc();
+            let seconds = &metrics.upstream_seconds;
+            seconds.with_label_values(&[service, node]).observe(1.0);
+            metrics.epoch.with_label_values(&[service]).set(3);
+        }
+        let shown = |metrics: &Metrics| {
+            let text = shared::metrics::render(&metrics.registry);
+            String::from_utf8(text).unwrap()
+        };
+        metrics.forget("s", |node| node == "b");
+        let text = shown(&metrics);
+        assert!(!text.contains("node=\"b\""), "{text}");
+        assert!(text.contains("node=\"a\",service=\"s\"") && text.contains("epoch{service=\"s\"}"));
+        metrics.forget("s", |_| true);
+        let text = shown(&metrics);
+        assert!(!text.contains("service=\"s\""), "{text}");
+        assert!(text.contains("node=\"a\",service=\"t\""));
+    }
 
     #[test]
     fn every_family_of_the_contract_is_registered() {

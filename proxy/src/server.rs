@@ -160,6 +160,12 @@ impl House {
         piece
     }
 
+    /// Whether every connection has ended.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.guests.get() == 0
+    }
+
     /// Waits until every connection has ended.
     pub async fn empty(&self) {
         while self.guests.get() > 0 {
@@ -198,19 +204,42 @@ impl Drop for Guest {
     }
 }
 
+/// How a listener's next connections are served. It can be changed at any time; the house stays.
+#[derive(Debug)]
+pub struct Entrance<S>(RefCell<Rc<Front<S>>>);
+
+impl<S> Entrance<S> {
+    /// Served like this.
+    #[must_use]
+    pub fn new(front: Front<S>) -> Rc<Self> {
+        Rc::new(Self(RefCell::new(Rc::new(front))))
+    }
+
+    /// Served like this from now on.
+    pub fn change(&self, front: Front<S>) {
+        let former = self.0.replace(Rc::new(front));
+        drop(former);
+    }
+
+    fn front(&self) -> Rc<Front<S>> {
+        Rc::clone(&self.0.borrow())
+    }
+}
+
 /// Accepts until the house closes; then what is already in the queue, because those clients think they are connected.
-pub async fn accept<S: Serves>(listener: TcpListener, front: Rc<Front<S>>) {
+pub async fn accept<S: Serves>(listener: TcpListener, entrance: Rc<Entrance<S>>) {
+    let house = Rc::clone(&entrance.front().house);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => receive(stream, peer, &front),
+                Ok((stream, peer)) => receive(stream, peer, &entrance.front()),
                 Err(error) if is_momentary(&error) => (),
                 Err(error) => {
                     tracing::warn!(%error, "accept a connection");
                     clock::sleep(REST).await;
                 }
             },
-            () = front.house.closing() => break,
+            () = house.closing() => break,
         }
     }
     loop {
@@ -219,7 +248,7 @@ pub async fn accept<S: Serves>(listener: TcpListener, front: Rc<Front<S>>) {
             Poll::Pending => Poll::Ready(None),
         });
         match queued.await {
-            Some((stream, peer)) => receive(stream, peer, &front),
+            Some((stream, peer)) => receive(stream, peer, &entrance.front()),
             None => return,
         }
     }

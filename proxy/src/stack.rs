@@ -1,17 +1,21 @@
 //! The order of the middleware, outermost first, with the reason for each place. One stack a worker.
+//!
+//! When services change, the stack is built anew between two requests. A service that stays as it is keeps everything it has;
+//! the others' former halves go on until the last request that is in them has ended.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Instant;
 
 use shared::metrics::IntGauge;
 use shared::rng::Rng;
-use tower::ServiceBuilder;
+use tower::{Layer, ServiceBuilder};
 
 use crate::config;
 use crate::exchange::{Deadlines, Peer};
-use crate::layer::access_log::Lines;
+use crate::layer::access_log::{AccessLog, Pen};
 use crate::layer::balance::Balance;
 use crate::layer::breaker::{Breaker, BreakerLayer, Breakers};
 use crate::layer::deadline::{Bounded, DeadlineLayer};
@@ -37,10 +41,13 @@ use crate::upstream::pool::{Pool, PoolLimits, Pools, knock};
 pub type Stack = Observe<Rescue<Strict<Route<ServiceStack>>>>;
 
 /// What it passes then.
-pub type ServiceStack = Forward<Hold<Gate<Tunnels<Retry<Breaker<Bounded<Pools>>>>>>>;
+pub type ServiceStack = Forward<Inner>;
 
 /// Connections of one worker to one `syncd`: a few rounds, and one to spare for each.
 const SYNCD_CONNECTIONS: usize = 8;
+
+/// What it passes there when it is known where it came from.
+type Inner = Hold<Gate<Tunnels<Retry<Breaker<Bounded<Pools>>>>>>;
 
 /// What all workers share of one service.
 #[derive(Clone, Debug)]
@@ -53,6 +60,8 @@ pub struct Shared {
     pub breakers: Arc<Breakers>,
     /// What cookies are signed with.
     pub secret: Secret,
+    /// How many workers have it, or requests that came when they had.
+    pub in_use: Arc<AtomicUsize>,
 }
 
 /// What one worker is built from.
@@ -62,126 +71,195 @@ pub struct Plan<'p> {
     pub lane: usize,
     /// Of how many.
     pub lanes: usize,
-    /// The services, in the order of the configuration.
-    pub services: &'p [Shared],
-    /// The token for every `syncd`.
-    pub syncd_token: Option<&'p str>,
     /// Where its numbers go.
     pub metrics: &'p Metrics,
     /// Where its lines go.
-    pub log: Option<Lines>,
+    pub log: Option<AccessLog>,
     /// Its deadlines.
     pub deadlines: Deadlines,
     /// Where its ids come from.
     pub rng: Rng,
 }
 
-/// A worker's stack, and what must be done for it a few times a second.
+/// One worker's services: builds the stack, and does what must be done for it a few times a second.
 #[derive(Debug)]
-pub struct Built {
-    /// The stack.
-    pub stack: Stack,
-    /// What must be done.
-    pub upkeep: Upkeep,
-}
-
-/// What must be done a few times a second.
-#[derive(Debug)]
-pub struct Upkeep {
-    observer: Rc<Observer>,
+pub struct Works {
+    lane: usize,
+    lanes: usize,
+    metrics: Metrics,
+    deadlines: Deadlines,
+    rng: Rc<RefCell<Rng>>,
+    pen: Rc<Pen>,
+    nowhere: Watched,
+    observer: Option<Rc<Observer>>,
     kept: Vec<Kept>,
+    /// Former services and settings that still have requests.
+    former: Vec<Kept>,
 }
 
 #[derive(Debug)]
 struct Kept {
     shared: Shared,
+    /// What requests are given to; nothing any more, once it is a former one.
+    stack: Option<(ServiceStack, Inner)>,
+    watched: Watched,
     pools: Pools,
     shares: Vec<(Share, Share)>,
     syncd: Vec<Rc<Pool>>,
     held: IntGauge,
 }
 
-impl Upkeep {
-    /// Hands over lines and numbers. Every tick.
-    pub fn flush(&self) {
-        self.observer.flush();
-        for kept in &self.kept {
-            let held = kept.shared.steering.held();
-            kept.held.set(i64::try_from(held).unwrap_or(i64::MAX));
-            for (pool, (idle, active)) in kept.pools.iter().zip(&kept.shares) {
-                let (unused, open) = pool.count();
-                idle.set(unused);
-                active.set(open.saturating_sub(unused));
-            }
-        }
-    }
-
-    /// Closes what has been idle, adds up what was counted. Every few ticks.
-    pub fn tidy(&self, now: Instant) {
-        for kept in &self.kept {
-            kept.pools
-                .iter()
-                .chain(&kept.syncd)
-                .for_each(|pool| pool.reap());
-            kept.shared.breakers.tick(now);
-        }
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Whoever looks at this counts on the numbers being complete.
+        self.flush();
+        self.shared.in_use.fetch_sub(1, SeqCst);
     }
 }
 
-/// Builds one worker's stack.
-#[must_use]
-pub fn build(plan: Plan<'_>) -> Built {
-    let rng = Rc::new(RefCell::new(plan.rng.clone()));
-    let mut watched = Vec::new();
-    let mut services = Vec::new();
-    let mut kept = Vec::new();
-    let mut rules = Vec::new();
-    for (at, shared) in plan.services.iter().enumerate() {
+impl Kept {
+    fn flush(&self) {
+        self.watched.numbers.flush();
+        for (pool, (idle, active)) in self.pools.iter().zip(&self.shares) {
+            let (unused, open) = pool.count();
+            idle.set(unused);
+            active.set(open.saturating_sub(unused));
+        }
+    }
+
+    fn reap(&self) {
+        let pools = self.pools.iter().chain(&self.syncd);
+        pools.for_each(|pool| pool.reap());
+    }
+
+    /// Whether a request is still in it: each of them, and its record, holds the numbers.
+    fn is_needed(&self) -> bool {
+        Rc::strong_count(&self.watched.numbers) > 1
+    }
+}
+
+impl Works {
+    /// Without services; see [`Works::build`].
+    #[must_use]
+    pub fn new(plan: Plan<'_>) -> Self {
+        let pen = Rc::<Pen>::default();
+        pen.take_up(plan.log);
+        Self {
+            lane: plan.lane,
+            lanes: plan.lanes,
+            metrics: plan.metrics.clone(),
+            deadlines: plan.deadlines,
+            rng: Rc::new(RefCell::new(plan.rng)),
+            pen,
+            nowhere: Watched {
+                name: "".into(),
+                nodes: Vec::new(),
+                numbers: Rc::new(ServiceNumbers::new(plan.metrics, "", std::iter::empty())),
+            },
+            observer: None,
+            kept: Vec::new(),
+            former: Vec::new(),
+        }
+    }
+
+    /// Writes finished requests to `log` from now on.
+    pub fn write_to(&self, log: Option<AccessLog>) {
+        self.pen.take_up(log);
+    }
+
+    /// Builds the stack for these services, in the order of the configuration. What is there already of those that have not
+    /// changed is used again; requests that are held for settings that have changed wait at the new ones.
+    pub fn build(&mut self, services: &[Shared], syncd_token: Option<&str>) -> Stack {
+        let mut before = std::mem::take(&mut self.kept);
+        for shared in services {
+            let same = |kept: &Kept| Arc::ptr_eq(&kept.shared.in_use, &shared.in_use);
+            let kept = match before.iter().position(same) {
+                Some(place) => before.swap_remove(place),
+                None => self.service(shared, syncd_token),
+            };
+            self.kept.push(kept);
+        }
+        for mut kept in before {
+            let name = &kept.shared.service.name;
+            let mut now = self.kept.iter();
+            let heir = now.find(|other| other.shared.service.name == *name);
+            if let (Some((_, old)), Some((_, new))) =
+                (kept.stack.take(), heir.and_then(|heir| heir.stack.as_ref()))
+            {
+                old.bequeath(new.clone());
+            }
+            self.former.push(kept);
+        }
+        let watched = self.kept.iter().map(|kept| kept.watched.clone()).collect();
+        let (pen, rng) = (Rc::clone(&self.pen), Rc::clone(&self.rng));
+        let observer = Observer::new(pen, watched, self.nowhere.clone(), rng);
+        self.observer = Some(Rc::clone(&observer));
+        let mut rules = Vec::new();
+        let mut stacks = Vec::new();
+        for (at, kept) in self.kept.iter().enumerate() {
+            let hosts = kept.shared.service.hosts.iter().cloned();
+            rules.extend(hosts.map(|host| (host, at)));
+            stacks.extend(kept.stack.as_ref().map(|(stack, _)| stack.clone()));
+        }
+        ServiceBuilder::new()
+            // Sees everything, also what the others refuse, and the very end of each response.
+            .layer(ObserveLayer::new(observer))
+            // Inside of the eyes, so that our own answers are counted like others'; outside of all that can fail.
+            .layer(RescueLayer)
+            // Nothing may be decided by a head that can be read in two ways.
+            .layer(StrictLayer)
+            .service(Route::new(Rc::new(Table::new(rules)), stacks))
+    }
+
+    /// Hands over lines and numbers. Every tick.
+    pub fn flush(&self) {
+        if let Some(observer) = &self.observer {
+            observer.flush();
+        }
+        for kept in &self.kept {
+            let held = kept.shared.steering.held();
+            kept.held.set(i64::try_from(held).unwrap_or(i64::MAX));
+        }
+        let all = self.kept.iter().chain(&self.former);
+        all.for_each(Kept::flush);
+    }
+
+    /// Closes what has been idle, adds up what was counted, lets go of what nobody needs. Every few ticks.
+    pub fn tidy(&mut self, now: Instant) {
+        self.former.retain(Kept::is_needed);
+        self.former.iter().for_each(Kept::reap);
+        for kept in &self.kept {
+            kept.reap();
+            kept.shared.breakers.tick(now);
+        }
+    }
+
+    fn service(&self, shared: &Shared, syncd_token: Option<&str>) -> Kept {
         let service = &shared.service;
         let names = || service.nodes.iter().map(|node| &*node.name);
-        let numbers = Rc::new(ServiceNumbers::new(plan.metrics, &service.name, names()));
-        watched.push(Watched {
+        let numbers = ServiceNumbers::new(&self.metrics, &service.name, names());
+        let watched = Watched {
             name: (&*service.name).into(),
             nodes: names().map(Into::into).collect(),
-            numbers: Rc::clone(&numbers),
-        });
-        rules.extend(service.hosts.iter().cloned().map(|host| (host, at)));
-        let (stack, keep) = service_stack(&plan, shared, &numbers, &rng);
-        services.push(stack);
-        kept.push(keep);
-    }
-    let nowhere = Watched {
-        name: "".into(),
-        nodes: Vec::new(),
-        numbers: Rc::new(ServiceNumbers::new(plan.metrics, "", std::iter::empty())),
-    };
-    let observer = Observer::new(plan.log, watched, nowhere, rng);
-    let stack = ServiceBuilder::new()
-        // Sees everything, also what the others refuse, and the very end of each response.
-        .layer(ObserveLayer::new(Rc::clone(&observer)))
-        // Inside of the eyes, so that our own answers are counted like others'; outside of all that can fail.
-        .layer(RescueLayer)
-        // Nothing may be decided by a head that can be read in two ways.
-        .layer(StrictLayer)
-        .service(Route::new(Rc::new(Table::new(rules)), services));
-    Built {
-        stack,
-        upkeep: Upkeep { observer, kept },
+            numbers: Rc::new(numbers),
+        };
+        service_stack(self, shared, syncd_token, watched)
     }
 }
 
 fn service_stack(
-    plan: &Plan<'_>,
+    plan: &Works,
     shared: &Shared,
-    numbers: &Rc<ServiceNumbers>,
-    rng: &Rc<RefCell<Rng>>,
-) -> (ServiceStack, Kept) {
+    syncd_token: Option<&str>,
+    watched: Watched,
+) -> Kept {
     let service = &shared.service;
+    let numbers = &watched.numbers;
     let lane = shared.steering.lane(plan.lane);
     let pools = pools(plan, service);
-    let (barriers, syncd) = barriers(plan, service);
+    let (barriers, syncd) = barriers(plan, service, syncd_token);
     let balance = service.is_balanced().then(|| {
-        let seed = rng.borrow_mut().u64(..);
+        let seed = plan.rng.borrow_mut().u64(..);
         let (lane, breakers) = (Rc::clone(&lane), Arc::clone(&shared.breakers));
         Balance::new(
             service,
@@ -236,12 +314,10 @@ fn service_stack(
     let tunnels = tunnel::Rules {
         service: Arc::clone(service),
         lane,
-        open: open_tunnels(plan.metrics, service),
+        open: open_tunnels(&plan.metrics, service),
     };
     let response_within = service.timeouts.response_header;
-    let stack = ServiceBuilder::new()
-        // Once, whatever happens inside: nothing in the head depends on the node.
-        .layer(ForwardLayer::new(Arc::clone(service), Rc::clone(rng)))
+    let inner = ServiceBuilder::new()
         // Before anything is read of the body.
         .layer(HoldLayer::new(desk))
         // Outside of the attempts: what waits is the answer, whichever attempt it came from.
@@ -255,8 +331,14 @@ fn service_stack(
         // Inside of the breaker, so that silence counts against the node.
         .layer(DeadlineLayer::new(plan.deadlines.clone(), response_within))
         .service(pools.clone());
-    let kept = Kept {
-        shares: shares(plan.metrics, service),
+    // Once, whatever happens inside: nothing in the head depends on the node.
+    let forward = ForwardLayer::new(Arc::clone(service), Rc::clone(&plan.rng));
+    let stack = forward.layer(inner.clone());
+    shared.in_use.fetch_add(1, SeqCst);
+    Kept {
+        stack: Some((stack, inner)),
+        watched,
+        shares: shares(&plan.metrics, service),
         held: plan
             .metrics
             .held_requests
@@ -264,8 +346,7 @@ fn service_stack(
         shared: shared.clone(),
         pools,
         syncd,
-    };
-    (stack, kept)
+    }
 }
 
 fn open_tunnels(metrics: &Metrics, service: &config::Service) -> Vec<IntGauge> {
@@ -289,7 +370,7 @@ fn shares(metrics: &Metrics, service: &config::Service) -> Vec<(Share, Share)> {
         .collect()
 }
 
-fn pools(plan: &Plan<'_>, service: &config::Service) -> Pools {
+fn pools(plan: &Works, service: &config::Service) -> Pools {
     Pools::new(service.nodes.iter().map(|node| {
         let limits = PoolLimits {
             connections: node.max_connections.div_ceil(plan.lanes).max(1),
@@ -305,7 +386,11 @@ fn pools(plan: &Plan<'_>, service: &config::Service) -> Pools {
     }))
 }
 
-fn barriers(plan: &Plan<'_>, service: &config::Service) -> (Rc<Barriers>, Vec<Rc<Pool>>) {
+fn barriers(
+    plan: &Works,
+    service: &config::Service,
+    syncd_token: Option<&str>,
+) -> (Rc<Barriers>, Vec<Rc<Pool>>) {
     let within = service.failover.ack_timeout;
     let ourselves = Peer::new([127, 0, 0, 1].into(), "http", within);
     let mut pools = Vec::new();
@@ -330,7 +415,7 @@ fn barriers(plan: &Plan<'_>, service: &config::Service) -> (Rc<Barriers>, Vec<Rc
         doors.push(Some(Door {
             pool,
             host: syncd.address.to_string(),
-            token: plan.syncd_token.map(str::to_owned),
+            token: syncd_token.map(str::to_owned),
             ourselves: Rc::clone(&ourselves),
         }));
     }

@@ -4,11 +4,16 @@
 //! draining are a store-then-load pair on each side (the worker counts itself in, then looks at the turn; the control plane
 //! publishes a turn, then looks at the counts), so that once a closing view is published, every request that slipped in
 //! before it is seen in [`Steering::in_flight`], and none can slip in after.
+//!
+//! A service whose settings change gets an heir: a [`Steering`] with other nodes over the same counts and the same view. Requests
+//! that came before stay with the old one, which reads the heir's views by the names of its own nodes; so no change of primary,
+//! of the gate or of the epoch escapes them, and they are waited for as everybody else is.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Relaxed, SeqCst},
@@ -59,6 +64,10 @@ pub struct View {
     pub phase: &'static str,
     /// Why requests are held, in a few words for the client.
     pub why: Option<Arc<str>>,
+    /// Which settings of the service the nodes' ids belong to; set by [`Steering::publish`].
+    pub settings: u64,
+    /// The nodes' names in the order of their ids; set by [`Steering::publish`].
+    pub names: Arc<[Box<str>]>,
 }
 
 impl View {
@@ -82,6 +91,46 @@ impl View {
     #[must_use]
     pub fn keeps(&self, node: NodeId, epoch: Epoch) -> bool {
         self.members.is_some() || self.epoch == epoch && self.target.or(self.doubted) == Some(node)
+    }
+
+    /// The same with the ids of other settings, whose nodes have these names. Who has none there is nobody.
+    fn translated(&self, names: &[Box<str>]) -> Self {
+        let translate = |node: NodeId| {
+            let name = self.names.get(node.index())?;
+            let place = names.iter().position(|other| other == name)?;
+            u8::try_from(place).ok().map(NodeId)
+        };
+        Self {
+            target: self.target.and_then(translate),
+            reads: self.reads.and_then(translate),
+            doubted: self.doubted.and_then(translate),
+            members: self.members.as_ref().map(|members| Members {
+                takes: members.takes.iter().filter_map(translate).collect(),
+                keeps: members.keeps.iter().filter_map(translate).collect(),
+                weights: names
+                    .iter()
+                    .map(|name| self.weight(members, name))
+                    .collect(),
+            }),
+            ..self.clone()
+        }
+    }
+
+    fn weight(&self, members: &Members, name: &str) -> u32 {
+        let place = self.names.iter().position(|other| **other == *name);
+        let weight = place.and_then(|place| members.weights.get(place));
+        weight.copied().unwrap_or_default()
+    }
+
+    /// The same with nobody who takes requests.
+    fn closed(&self) -> Self {
+        Self {
+            target: None,
+            reads: None,
+            doubted: None,
+            members: None,
+            ..self.clone()
+        }
     }
 }
 
@@ -118,12 +167,18 @@ struct Tally {
     released: AtomicU64,
     answered: AtomicU64,
     withheld: AtomicU64,
-    /// Requests under way, node by node; empty if there is a primary, which has them all.
-    nodes: Box<[AtomicU64]>,
 }
 
-/// One service's steering, shared by its control task and all workers.
-pub struct Steering {
+/// One worker's requests under way, node by node; empty if there is a primary, which has them all.
+type Load = Box<[AtomicU64]>;
+
+fn no_load(lanes: usize, nodes: usize) -> Box<[Load]> {
+    let load = |_| (0..nodes).map(|_| AtomicU64::new(0)).collect();
+    (0..lanes).map(load).collect()
+}
+
+/// What a service keeps when its settings change.
+struct Core {
     view: Arc<ArcSwap<View>>,
     turn: AtomicU64,
     floor: AtomicU64,
@@ -132,13 +187,26 @@ pub struct Steering {
     tallies: Box<[Tally]>,
     held: AtomicU64,
     held_bytes: AtomicU64,
+    /// Which settings are in force.
+    settings: AtomicU64,
+    /// To the control task of those.
+    signs: ArcSwap<mpsc::Sender<Sign>>,
+}
+
+/// One service's steering, shared by its control task and all workers.
+pub struct Steering {
+    core: Arc<Core>,
+    settings: u64,
+    names: OnceLock<Arc<[Box<str>]>>,
+    /// By worker. The nodes are these settings'.
+    loads: Box<[Load]>,
     signs: mpsc::Sender<Sign>,
 }
 
 impl fmt::Debug for Steering {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Steering")
-            .field("view", &self.view.load())
+            .field("view", &self.core.view.load())
             .finish_non_exhaustive()
     }
 }
@@ -153,54 +221,119 @@ impl Steering {
             .members
             .as_ref()
             .map_or(0, |members| members.weights.len());
-        let tally = |_| Tally {
-            nodes: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
-            ..Tally::default()
-        };
-        let steering = Self {
+        let core = Core {
             turn: AtomicU64::new(first.turn),
             floor: AtomicU64::new(0),
             changed: watch::channel(first.turn).0,
             view: Arc::new(ArcSwap::from_pointee(first)),
             known: Arc::default(),
-            tallies: (0..lanes).map(tally).collect(),
+            tallies: (0..lanes).map(|_| Tally::default()).collect(),
             held: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
+            settings: AtomicU64::new(0),
+            signs: ArcSwap::from_pointee(signs.clone()),
+        };
+        let steering = Self {
+            core: Arc::new(core),
+            settings: 0,
+            names: OnceLock::new(),
+            loads: no_load(lanes, nodes),
             signs,
         };
         (Arc::new(steering), heard)
     }
 
+    /// The steering of the same service by other settings, with so many members if every node takes requests. What it admits
+    /// waits until its control task takes it up.
+    #[must_use]
+    pub fn heir(&self, members: usize) -> (Arc<Self>, mpsc::Receiver<Sign>) {
+        let (signs, heard) = mpsc::channel(SIGNS_MOST);
+        let heir = Self {
+            core: Arc::clone(&self.core),
+            settings: self.settings + 1,
+            names: OnceLock::new(),
+            loads: no_load(self.core.tallies.len(), members),
+            signs,
+        };
+        (Arc::new(heir), heard)
+    }
+
+    /// Says what the nodes are called, in the order of their ids. Once, before anything is published.
+    pub fn name_nodes<'n>(&self, names: impl Iterator<Item = &'n str>) {
+        let _ = self.names.set(names.map(Into::into).collect());
+    }
+
+    /// Puts these settings in force. Only a service's control task calls this, when it begins and no other is left.
+    pub fn take_up(&self) {
+        self.core.signs.store(Arc::new(self.signs.clone()));
+        self.core.settings.store(self.settings, SeqCst);
+    }
+
+    /// Whether it is the same service's, by these or other settings.
+    #[must_use]
+    pub fn is_kin(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.core, &other.core)
+    }
+
+    /// Whether other settings are in force by now.
+    #[must_use]
+    pub fn has_heir(&self) -> bool {
+        self.core.settings.load(SeqCst) > self.settings
+    }
+
     /// Puts `view` in force for every request admitted from now on. Only the service's control task calls this.
     pub fn publish(&self, view: View) {
-        let turn = self.turn.load(SeqCst) + 1;
-        self.view.store(Arc::new(View { turn, ..view }));
-        self.turn.store(turn, SeqCst);
-        self.changed.send_replace(turn);
+        let turn = self.core.turn.load(SeqCst) + 1;
+        let names = self.names.get().cloned().unwrap_or_default();
+        // Who led when the settings changed is in doubt until their driver has heard of it, and has lost nothing.
+        let before = self.core.view.load();
+        let begins = view.phase == "starting" && before.epoch == view.epoch;
+        let led = begins.then(|| before.translated(&names));
+        let led = led.and_then(|led| led.target.or(led.doubted));
+        self.core.view.store(Arc::new(View {
+            turn,
+            settings: self.settings,
+            doubted: view.doubted.or(led),
+            names,
+            ..view
+        }));
+        self.core.turn.store(turn, SeqCst);
+        self.core.changed.send_replace(turn);
+    }
+
+    /// A view as these settings see it.
+    fn own(&self, view: &Arc<View>) -> Arc<View> {
+        if view.settings == self.settings {
+            Arc::clone(view)
+        } else if view.settings > self.settings {
+            Arc::new(view.translated(self.names.get().map_or(&[], |names| names)))
+        } else {
+            Arc::new(view.closed())
+        }
     }
 
     /// Gives up every request that was admitted in an epoch below `epoch` and is still in flight: workers see it at their
     /// next look, and are woken by the change of view that goes with it.
     pub fn abandon_below(&self, epoch: Epoch) {
-        self.floor.fetch_max(epoch.0, SeqCst);
+        self.core.floor.fetch_max(epoch.0, SeqCst);
     }
 
     /// Whether a request admitted in `epoch` has been given up.
     #[must_use]
     pub fn is_abandoned(&self, epoch: Epoch) -> bool {
-        epoch.0 < self.floor.load(SeqCst)
+        epoch.0 < self.core.floor.load(SeqCst)
     }
 
     /// The view in force.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
-        self.view.load_full()
+        self.own(&self.core.view.load())
     }
 
     /// Hears of every change of view. [`watch::Receiver::changed`] then [`Steering::view`].
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.core.changed.subscribe()
     }
 
     /// Requests under way that the present or a former target has and whose response is not released yet: safe ones, and
@@ -216,10 +349,7 @@ impl Steering {
     /// Requests under way at one of several members.
     #[must_use]
     pub fn in_flight_at(&self, node: NodeId) -> u64 {
-        let counts = self
-            .tallies
-            .iter()
-            .filter_map(|tally| tally.nodes.get(node.index()));
+        let counts = self.loads.iter().filter_map(|load| load.get(node.index()));
         counts.map(|count| count.load(Relaxed)).sum()
     }
 
@@ -231,7 +361,8 @@ impl Steering {
     }
 
     fn sum(&self, count: fn(&Tally) -> &AtomicU64) -> u64 {
-        self.tallies
+        self.core
+            .tallies
             .iter()
             .map(|tally| count(tally).load(SeqCst))
             .sum()
@@ -250,18 +381,18 @@ impl Steering {
     /// Requests held at this moment.
     #[must_use]
     pub fn held(&self) -> u64 {
-        self.held.load(SeqCst)
+        self.core.held.load(SeqCst)
     }
 
     /// The newest position heard of the primary.
     #[must_use]
     pub fn known(&self) -> Arc<Known> {
-        self.known.load_full()
+        self.core.known.load_full()
     }
 
     /// Remembers a position heard of the primary of `epoch`; older ones than known are ignored.
     pub fn learn(&self, epoch: Epoch, position: &Positions) {
-        self.known.rcu(|known| {
+        self.core.known.rcu(|known| {
             let newer = epoch > known.epoch
                 || (epoch == known.epoch
                     && *position != known.position
@@ -277,10 +408,12 @@ impl Steering {
         });
     }
 
-    /// Tells the control task something.
+    /// Tells the control task something. What former settings say of nodes is of no use to it.
     pub fn tell(&self, sign: Sign) {
-        // A full queue means that the same is being said a thousand times over.
-        let _ = self.signs.try_send(sign);
+        if !self.has_heir() || matches!(sign, Sign::AckTimeout(_)) {
+            // A full queue means that the same is being said a thousand times over.
+            let _ = self.core.signs.load().try_send(sign);
+        }
     }
 
     /// Worker `lane`'s own access to this steering.
@@ -289,8 +422,9 @@ impl Steering {
         Rc::new(Lane {
             steering: Arc::clone(self),
             lane,
-            view: RefCell::new(Cache::new(Arc::clone(&self.view))),
-            known: RefCell::new(Cache::new(Arc::clone(&self.known))),
+            view: RefCell::new(Cache::new(Arc::clone(&self.core.view))),
+            foreign: RefCell::default(),
+            known: RefCell::new(Cache::new(Arc::clone(&self.core.known))),
             queued: Cell::new(0),
             eased: Notify::new(),
         })
@@ -302,6 +436,8 @@ pub struct Lane {
     steering: Arc<Steering>,
     lane: usize,
     view: RefCell<Cache<Arc<ArcSwap<View>>, Arc<View>>>,
+    /// The last view of other settings, as these see it.
+    foreign: RefCell<Arc<View>>,
     known: RefCell<Cache<Arc<ArcSwap<Known>>, Arc<Known>>>,
     queued: Cell<usize>,
     eased: Notify,
@@ -346,14 +482,35 @@ impl Lane {
     /// The view in force, without touching the shared reference count when it is the one seen last.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
-        Arc::clone(self.view.borrow_mut().load())
+        let mut cache = self.view.borrow_mut();
+        Arc::clone(self.own(cache.load(), &mut self.foreign.borrow_mut()))
+    }
+
+    fn own<'v>(&self, view: &'v Arc<View>, foreign: &'v mut Arc<View>) -> &'v Arc<View> {
+        if view.settings == self.steering.settings {
+            return view;
+        }
+        if foreign.turn != view.turn || foreign.settings != view.settings {
+            *foreign = self.steering.own(view);
+        }
+        foreign
+    }
+
+    /// Waits until other settings are in force.
+    pub async fn inherited(&self) {
+        let mut changes = self.steering.changes();
+        while !self.steering.has_heir() {
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// The view in force at this instant: what was published before this call is seen.
     #[must_use]
     pub fn current(&self) -> Arc<View> {
         // The view is stored before its turn, so that whoever has seen the turn sees the view.
-        let _ = self.steering.turn.load(SeqCst);
+        let _ = self.steering.core.turn.load(SeqCst);
         self.view()
     }
 
@@ -361,8 +518,10 @@ impl Lane {
     #[must_use]
     pub fn keeps(&self, node: NodeId, epoch: Epoch) -> bool {
         // A load instead of a count: this is asked for every message.
-        let _ = self.steering.turn.load(SeqCst);
-        let keeps = self.view.borrow_mut().load().keeps(node, epoch);
+        let _ = self.steering.core.turn.load(SeqCst);
+        let (mut cache, mut foreign) = (self.view.borrow_mut(), self.foreign.borrow_mut());
+        let view = self.own(cache.load(), &mut foreign);
+        let keeps = view.keeps(node, epoch);
         keeps && !self.steering.is_abandoned(epoch)
     }
 
@@ -375,7 +534,7 @@ impl Lane {
     /// This worker's requests that wait for a response, and how many responses it has had.
     #[must_use]
     pub fn pulse(&self) -> Pulse {
-        let tally = &self.steering.tallies[self.lane];
+        let tally = &self.steering.core.tallies[self.lane];
         let in_flight = tally.safe.load(Relaxed) + tally.writes.load(Relaxed);
         Pulse {
             waiting: in_flight.saturating_sub(tally.withheld.load(Relaxed)),
@@ -400,7 +559,7 @@ impl Lane {
     /// This worker's requests under way at a member.
     #[must_use]
     pub fn load(&self, node: NodeId) -> u64 {
-        let counts = &self.steering.tallies[self.lane].nodes;
+        let counts = &self.steering.loads[self.lane];
         counts
             .get(node.index())
             .map_or(0, |count| count.load(Relaxed))
@@ -418,9 +577,9 @@ impl Lane {
         choose: impl FnOnce(&View) -> Option<NodeId>,
     ) -> Admission {
         let mut ticket = self.count_in(class);
-        let turn = self.steering.turn.load(SeqCst);
-        let mut cache = self.view.borrow_mut();
-        let view = cache.load();
+        let turn = self.steering.core.turn.load(SeqCst);
+        let (mut cache, mut foreign) = (self.view.borrow_mut(), self.foreign.borrow_mut());
+        let view = self.own(cache.load(), &mut foreign);
         // A view newer than the turn is being published this instant; it is as good as in force.
         match choose(view) {
             Some(node) if view.turn >= turn => {
@@ -441,8 +600,8 @@ impl Lane {
     #[must_use]
     pub fn hold(&self, most: u64, bytes: u64, most_bytes: u64) -> Option<Held> {
         let held = Held(Arc::clone(&self.steering), bytes);
-        let others = self.steering.held.fetch_add(1, SeqCst);
-        let other_bytes = self.steering.held_bytes.fetch_add(bytes, SeqCst);
+        let others = self.steering.core.held.fetch_add(1, SeqCst);
+        let other_bytes = self.steering.core.held_bytes.fetch_add(bytes, SeqCst);
         (others < most && other_bytes.saturating_add(bytes) <= most_bytes).then_some(held)
     }
 
@@ -475,8 +634,8 @@ pub struct Held(Arc<Steering>, u64);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.held.fetch_sub(1, SeqCst);
-        self.0.held_bytes.fetch_sub(self.1, SeqCst);
+        self.0.core.held.fetch_sub(1, SeqCst);
+        self.0.core.held_bytes.fetch_sub(self.1, SeqCst);
     }
 }
 
@@ -542,14 +701,19 @@ impl Ticket {
 
     /// Counts itself in at its node, if nodes are counted. Only this worker writes there.
     fn settle_in(&mut self) {
-        if let Some(count) = self.tally().nodes.get(self.node.index()) {
+        if let Some(count) = self.load() {
             count.store(count.load(Relaxed) + 1, Relaxed);
             self.settled = true;
         }
     }
 
+    /// Where it counts at its node.
+    fn load(&self) -> Option<&AtomicU64> {
+        self.lane.steering.loads[self.lane.lane].get(self.node.index())
+    }
+
     fn tally(&self) -> &Tally {
-        &self.lane.steering.tallies[self.lane.lane]
+        &self.lane.steering.core.tallies[self.lane.lane]
     }
 
     fn count(&self) -> &AtomicU64 {
@@ -566,7 +730,7 @@ impl Drop for Ticket {
             self.tally().withheld.fetch_sub(1, SeqCst);
         }
         if self.settled
-            && let Some(count) = self.tally().nodes.get(self.node.index())
+            && let Some(count) = self.load()
         {
             count.store(count.load(Relaxed).saturating_sub(1), Relaxed);
         }
@@ -719,6 +883,88 @@ mod tests {
                 position: at(1, 3)
             }
         );
+    }
+
+    fn named(steering: &Steering, names: &[&str]) {
+        steering.name_nodes(names.iter().copied());
+    }
+
+    #[test]
+    fn requests_of_former_settings_go_where_the_present_ones_say_by_name() {
+        let (former, _signs) = Steering::new(1, View::default());
+        named(&former, &["a", "b"]);
+        former.take_up();
+        former.publish(open(1));
+        let old = former.lane(0);
+        let before = go(old.admit(Class::Write));
+        let (heir, _signs) = former.heir(0);
+        named(&heir, &["c", "b", "a"]);
+        let new = heir.lane(0);
+        assert!(
+            matches!(new.admit(Class::Safe), Admission::Hold { .. }),
+            "not taken up yet"
+        );
+        assert_eq!(go(old.admit(Class::Safe)).node(), A);
+        heir.take_up();
+        for (target, known) in [(2, Some(A)), (1, Some(NodeId(1))), (0, None)] {
+            let target = NodeId(target);
+            heir.publish(View {
+                target: Some(target),
+                ..open(2)
+            });
+            assert_eq!(go(new.admit(Class::Write)).node(), target);
+            assert_eq!(old.current().target, known);
+            assert_eq!(former.view().target, known);
+            match old.admit(Class::Write) {
+                Admission::Go(ticket) => assert_eq!(Some(ticket.node()), known),
+                Admission::Hold { view } => assert_eq!((view.epoch, known), (Epoch(2), None)),
+            }
+        }
+        assert_eq!(heir.in_flight(), (0, 1), "who came before is waited for");
+        heir.abandon_below(Epoch(2));
+        assert!(before.is_abandoned());
+    }
+
+    #[test]
+    fn tunnels_outlive_a_change_of_settings_as_long_as_their_node_leads() {
+        let (former, _signs) = Steering::new(1, View::default());
+        named(&former, &["a", "b"]);
+        former.publish(open(1));
+        let lane = former.lane(0);
+        let (heir, _signs) = former.heir(0);
+        named(&heir, &["b", "a"]);
+        heir.take_up();
+        let starting = View {
+            target: None,
+            phase: "starting",
+            ..open(1)
+        };
+        for _ in 0..2 {
+            heir.publish(starting.clone());
+            assert!(lane.keeps(A, Epoch(1)));
+        }
+        heir.publish(View {
+            target: Some(NodeId(1)),
+            ..open(1)
+        });
+        assert!(lane.keeps(A, Epoch(1)));
+        heir.publish(open(2));
+        assert!(!lane.keeps(A, Epoch(1)));
+    }
+
+    #[test]
+    fn of_former_settings_only_word_that_concerns_no_node_is_passed_on() {
+        let (former, mut first) = Steering::new(1, open(1));
+        former.tell(Sign::Lost(A));
+        let (heir, mut second) = former.heir(0);
+        heir.take_up();
+        former.tell(Sign::Lost(A));
+        former.tell(Sign::AckTimeout(Epoch(1)));
+        heir.tell(Sign::Broke(A));
+        assert_eq!(first.try_recv().ok(), Some(Sign::Lost(A)));
+        assert!(first.try_recv().is_err());
+        assert_eq!(second.try_recv().ok(), Some(Sign::AckTimeout(Epoch(1))));
+        assert_eq!(second.try_recv().ok(), Some(Sign::Broke(A)));
     }
 
     #[test]

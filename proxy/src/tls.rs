@@ -74,6 +74,12 @@ impl Loaded {
         })
     }
 
+    /// Different when the files were different.
+    #[must_use]
+    pub fn mark(&self) -> String {
+        format!("{:?}", self.stamps)
+    }
+
     /// What there is to say at `now`, in seconds since 1970, if the certificate ends soon or has ended.
     #[must_use]
     pub fn worry(&self, now: i64) -> Option<String> {
@@ -308,12 +314,11 @@ struct Watch {
 
 impl Watch {
     fn run(mut self, every: Duration) {
-        for watched in &self.watched {
-            self.numbers.ends(&watched.pair, watched.not_after);
-        }
         let mut clients = self.verifier.as_ref().map(|verifier| verifier.settling());
         while self.alive.strong_count() > 0 {
             for watched in &mut self.watched {
+                // Every time: whoever watched the same file for a former offer forgets it when that one ends.
+                self.numbers.ends(&watched.pair, watched.not_after);
                 watched.warn(clock::now());
             }
             clock::pause_thread(every);

@@ -2,6 +2,9 @@
 
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, reload};
 
 /// What is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -41,22 +44,39 @@ pub struct Log {
     pub format: Format,
 }
 
-/// Begins writing logs. Later calls change nothing.
-pub fn start(log: Log) {
-    let level = match log.level {
+/// The way to say how much is written, while the program runs.
+#[derive(Clone, Debug, Default)]
+pub struct Switch(Option<reload::Handle<LevelFilter, Registry>>);
+
+impl Switch {
+    /// Writes what `level` says from now on.
+    pub fn set(&self, level: Level) {
+        if let Some(handle) = &self.0 {
+            // It is gone only when the program ends.
+            let _ = handle.reload(filter(level));
+        }
+    }
+}
+
+const fn filter(level: Level) -> LevelFilter {
+    match level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
-    };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_target(false);
+    }
+}
+
+/// Begins writing logs. Later calls change nothing, and their switches are not connected.
+pub fn start(log: Log) -> Switch {
+    let (level, handle) = reload::Layer::new(filter(log.level));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let registry = tracing_subscriber::registry().with(level);
     // A second call (tests) finds a subscriber already in place, which is as good.
-    let _ = match log.format {
-        Format::Text => builder.with_ansi(false).try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+    let first = match log.format {
+        Format::Text => registry.with(lines.with_ansi(false)).try_init(),
+        Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
+    Switch(first.is_ok().then_some(handle))
 }

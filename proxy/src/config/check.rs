@@ -242,12 +242,15 @@ impl Check {
             let limits = self.limits(&format!("{key}.limits"), &listener.limits);
             let tls = self.certificates(&format!("{key}.tls"), &listener.tls);
             let clients = self.clients(&key, &listener);
+            let marks: Vec<_> = tls.iter().map(Loaded::mark).collect();
+            let authorities = clients.as_ref().map(Clients::mark);
             checked.push(Listener {
                 bind,
                 tls,
                 clients,
                 introducers,
                 limits,
+                form: format!("{listener:?} {marks:?} {authorities:?}"),
             });
         }
         checked

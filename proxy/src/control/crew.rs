@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::driver::{INPUTS_MOST, SHOW_EVERY, until};
 use super::view::{NodeView, ServiceView};
-use super::{Chronicle, Done, Ordered, Parts};
+use super::{Chronicle, Done, Left, Ordered, Parts};
 use crate::config::Service;
 use crate::logic::NodeId;
 use crate::logic::balance::Policy;
@@ -66,8 +66,12 @@ impl Crew {
             .iter()
             .map(|node| if in_turn { 1 } else { node.weight });
         let (shown, view) = watch::channel(Arc::default());
+        let mut fleet = Fleet::new(weights, service.balance.slow_start);
+        for node in parts.kept_out() {
+            fleet.handle_input(now, Input::Drain(node, true));
+        }
         let mut crew = Self {
-            fleet: Fleet::new(weights, service.balance.slow_start),
+            fleet,
             nodes: service.nodes.iter().map(watched).collect(),
             steering: Arc::clone(parts.handle.steering()),
             handle: parts.handle,
@@ -88,7 +92,7 @@ impl Crew {
         mut self,
         mut orders: mpsc::Receiver<Ordered>,
         mut drain: drain::Watch,
-    ) {
+    ) -> Left {
         let (seen, mut observations) = mpsc::channel(INPUTS_MOST);
         self.start_probing(&seen, &drain);
         let mut tick = tokio::time::interval(SHOW_EVERY);
@@ -96,13 +100,23 @@ impl Crew {
             self.publish();
             self.show();
             tokio::select! {
-                () = drain.begun() => return,
+                () = drain.begun() => break,
                 Some(sign) = self.signs.recv() => self.handle_sign(sign),
                 Some(observation) = observations.recv() => self.handle_observation(observation),
                 Some(Ordered { order, answer }) = orders.recv() => self.handle_order(order, answer),
                 () = until(self.grows_at) => (),
                 _ = tick.tick() => (),
             }
+        }
+        let out = |node: &&crate::config::Node| self.fleet.is_draining(node.id);
+        let nodes = self.service.nodes.iter();
+        Left {
+            draining: nodes
+                .filter(out)
+                .map(|node| Arc::clone(&node.name))
+                .collect(),
+            signs: self.signs,
+            last_failover: None,
         }
     }
 

@@ -13,12 +13,13 @@ use shared::model::Role;
 use shared::rng::Rng;
 use shared::{api, clock, drain};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::chronicle::Chronicle;
 use super::report::{self, Heard};
 use super::view::{LastFailover, ServiceView};
-use super::{Done, Ordered, Parts};
+use super::{Done, Left, Ordered, Parts};
 use crate::arbiter::Place;
 use crate::config::Service;
 use crate::logic::NodeId;
@@ -75,6 +76,7 @@ pub(super) struct Driver {
     nodes: Vec<NodeDriver>,
     stall: Stall,
     happenings: (mpsc::Sender<Happening>, mpsc::Receiver<Happening>),
+    saves: JoinSet<()>,
     answers: HashMap<u64, oneshot::Sender<Result<Done, String>>>,
     next_order: u64,
     steer: Option<Steer>,
@@ -125,12 +127,13 @@ impl Driver {
             nodes,
             stall: Stall::new(STALL_AFTER),
             happenings: mpsc::channel(INPUTS_MOST),
+            saves: JoinSet::new(),
             answers: HashMap::new(),
             next_order: 0,
             steer: None,
             closed_at: Some(now),
             last_outage: None,
-            last_failover: None,
+            last_failover: parts.former.and_then(|left| left.last_failover),
             pending_promotion: None,
             released: VecDeque::new(),
         };
@@ -142,7 +145,7 @@ impl Driver {
         mut self,
         mut orders: mpsc::Receiver<Ordered>,
         mut drain: drain::Watch,
-    ) {
+    ) -> Left {
         let (seen, mut observations) = mpsc::channel(INPUTS_MOST);
         let (heard, mut reports) = mpsc::channel(INPUTS_MOST);
         self.start_watching(&seen, &heard, &drain);
@@ -154,7 +157,7 @@ impl Driver {
             self.show();
             let due = self.machine.poll_timeout();
             tokio::select! {
-                () = drain.begun() => return,
+                () = drain.begun() => break,
                 Some(sign) = self.signs.recv() => self.handle_sign(sign),
                 Some(observation) = observations.recv() => self.handle_observation(observation),
                 Some(heard) = reports.recv() => self.handle_heard(heard),
@@ -167,6 +170,27 @@ impl Driver {
                 _ = pulse.tick() => self.feel_pulse(),
                 _ = tick.tick() => (),
             }
+        }
+        self.leave().await
+    }
+
+    /// Lets what is being written reach the disk, so that nobody reads a record that is about to change.
+    async fn leave(mut self) -> Left {
+        self.happenings.1.close();
+        while self.saves.join_next().await.is_some() {}
+        for (_, answer) in self.answers.drain() {
+            let why = "the service's settings have changed, or the program ends; see how it stands and ask again";
+            let _ = answer.send(Err(why.to_owned()));
+        }
+        let out = |node: &&crate::config::Node| self.machine.is_draining(node.id);
+        let nodes = self.service.nodes.iter();
+        Left {
+            draining: nodes
+                .filter(out)
+                .map(|node| Arc::clone(&node.name))
+                .collect(),
+            signs: self.signs,
+            last_failover: self.last_failover,
         }
     }
 

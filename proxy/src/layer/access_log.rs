@@ -159,6 +159,39 @@ impl Target {
     }
 }
 
+/// What one worker writes with; nothing, if there is no log. Another log can be put into its hand at any time.
+#[derive(Debug, Default)]
+pub struct Pen(RefCell<Option<Lines>>);
+
+impl Pen {
+    /// Writes to `log` from now on.
+    pub fn take_up(&self, log: Option<AccessLog>) {
+        let former = self.0.replace(log.map(Lines::new));
+        // What it still has is handed over.
+        drop(former);
+    }
+
+    /// Whether there is a log.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
+    /// Adds one line, written by `write` in the log's form.
+    pub fn add(&self, write: impl FnOnce(AccessFormat, &mut Vec<u8>)) {
+        if let Some(lines) = &*self.0.borrow() {
+            lines.add(|text| write(lines.log.format, text));
+        }
+    }
+
+    /// Hands over what there is.
+    pub fn flush(&self) {
+        if let Some(lines) = &*self.0.borrow() {
+            lines.flush();
+        }
+    }
+}
+
 /// One worker's lines that are not handed over yet.
 #[derive(Debug)]
 pub struct Lines {
@@ -177,12 +210,6 @@ impl Lines {
                 lines: 0,
             }),
         }
-    }
-
-    /// The form of a line.
-    #[must_use]
-    pub const fn format(&self) -> AccessFormat {
-        self.log.format
     }
 
     /// Adds one line, written by `write`.

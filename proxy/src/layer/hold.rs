@@ -1,7 +1,10 @@
 //! Admission: a request goes to the node that may take it, or waits until there is one. Bounded in time, number and memory.
 //!
 //! While a request is held its body is not read, so that a thousand held uploads cost a thousand heads.
+//!
+//! When the service's settings change, whoever is held moves on to where the new ones send it.
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -309,6 +312,7 @@ impl<S> Layer<S> for HoldLayer {
         Hold {
             inner,
             desk: Rc::clone(&self.0),
+            heir: Rc::default(),
         }
     }
 }
@@ -318,6 +322,25 @@ impl<S> Layer<S> for HoldLayer {
 pub struct Hold<S> {
     inner: S,
     desk: Rc<Desk>,
+    heir: Rc<RefCell<Option<Box<Self>>>>,
+}
+
+impl<S> Hold<S> {
+    /// Whoever waits here moves on to `heir` when its settings are in force.
+    pub fn bequeath(&self, heir: Self) {
+        *self.heir.borrow_mut() = Some(Box::new(heir));
+    }
+}
+
+impl<S> Hold<S>
+where
+    S: Service<Admitted, Response = Response, Error = Fault> + Clone + Unpin,
+    S::Future: Unpin,
+{
+    fn move_on(&mut self, request: Request) -> State<S> {
+        let mut heir = self.heir.borrow().as_deref().cloned();
+        heir.as_mut().unwrap_or(self).call(request).0
+    }
 }
 
 impl<S> Hold<S> {
@@ -353,18 +376,24 @@ where
                 let mark = self.mark(&request);
                 let (desk, trail) = (Rc::clone(&self.desk), Rc::clone(&request.trail));
                 let bytes = request.head.size();
+                // Without an heir there is nowhere to go, whatever else is in force.
+                let may_move = self.heir.borrow().is_some() || !desk.lane().steering().has_heir();
                 let ticket = Box::pin(async move {
                     let seat = desk.sit_down(&trail, bytes)?;
-                    seat.admit(class, view.turn, Tries::default()).await
+                    tokio::select! {
+                        biased;
+                        () = desk.lane().inherited(), if may_move => Ok(None),
+                        ticket = seat.admit(class, view.turn, Tries::default()) => ticket.map(Some),
+                    }
                 });
-                let next = Some((request, self.inner.clone()));
-                Holding(State::Waiting(ticket, next), mark)
+                Holding(State::Waiting(ticket, Some((request, self.clone()))), mark)
             }
         }
     }
 }
 
-type Waiting = Pin<Box<dyn Future<Output = Result<Ticket, Fault>>>>;
+/// Ends without a ticket when there is an heir to go to.
+type Waiting = Pin<Box<dyn Future<Output = Result<Option<Ticket>, Fault>>>>;
 
 /// A request that waits, or is on its way.
 #[must_use]
@@ -375,7 +404,7 @@ type Mark = (Rc<Desk>, Rc<Trail>);
 
 enum State<S: Service<Admitted>> {
     /// For a ticket, to go there.
-    Waiting(Waiting, Option<(Request, S)>),
+    Waiting(Waiting, Option<(Request, Hold<S>)>),
     Gone(S::Future),
 }
 
@@ -387,7 +416,7 @@ impl<S: Service<Admitted>> std::fmt::Debug for Holding<S> {
 
 impl<S> Future for Holding<S>
 where
-    S: Service<Admitted, Response = Response, Error = Fault> + Unpin,
+    S: Service<Admitted, Response = Response, Error = Fault> + Clone + Unpin,
     S::Future: Unpin,
 {
     type Output = Result<Response, Fault>;
@@ -407,10 +436,13 @@ where
                 }
                 State::Waiting(ticket, next) => {
                     let ticket = ready!(ticket.as_mut().poll(context))?;
-                    let Some((request, mut inner)) = next.take() else {
+                    let Some((request, mut hold)) = next.take() else {
                         return Poll::Pending;
                     };
-                    *state = State::Gone(inner.call(Admitted { request, ticket }));
+                    *state = match ticket {
+                        Some(ticket) => State::Gone(hold.inner.call(Admitted { request, ticket })),
+                        None => hold.move_on(request),
+                    };
                 }
             }
         }

@@ -14,7 +14,7 @@ use shared::clock;
 use shared::rng::Rng;
 use tower::{Layer, Service};
 
-use super::access_log::Lines;
+use super::access_log::Pen;
 use super::access_log::line::{Facts, Stamp, combined, json};
 use super::forward::new_id;
 use crate::config::AccessFormat;
@@ -26,7 +26,7 @@ const CLIENT_CLOSED: u16 = 499;
 
 /// One worker's eyes.
 pub struct Observer {
-    log: Option<Lines>,
+    log: Rc<Pen>,
     stamp: Stamp,
     services: Vec<Watched>,
     nowhere: Watched,
@@ -34,7 +34,7 @@ pub struct Observer {
 }
 
 /// What is known of one service.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Watched {
     /// Its name.
     pub name: Box<str>,
@@ -54,7 +54,7 @@ impl Observer {
     /// `services` by their place in the configuration; `nowhere` is for requests that found none.
     #[must_use]
     pub fn new(
-        log: Option<Lines>,
+        log: Rc<Pen>,
         services: Vec<Watched>,
         nowhere: Watched,
         rng: Rc<RefCell<Rng>>,
@@ -70,9 +70,7 @@ impl Observer {
 
     /// Hands over what is gathered. A few times a second.
     pub fn flush(&self) {
-        if let Some(log) = &self.log {
-            log.flush();
-        }
+        self.log.flush();
         for watched in self.services.iter().chain([&self.nowhere]) {
             watched.numbers.flush();
         }
@@ -87,9 +85,9 @@ impl Observer {
         let node = trail.node().0.filter(|_| answered);
         let method = trail.head().map_or(&Method::GET, |head| &head.method);
         watched.numbers.finished(node, method, status, took);
-        let Some(log) = &self.log else {
+        if !self.log.writes() {
             return;
-        };
+        }
         let facts = Facts {
             trail,
             status,
@@ -99,11 +97,10 @@ impl Observer {
             service: &watched.name,
             nodes: &watched.nodes,
         };
-        let write = match log.format() {
-            AccessFormat::Json => json,
-            AccessFormat::Combined => combined,
-        };
-        log.add(|out| write(out, &self.stamp, &facts));
+        self.log.add(|format, out| match format {
+            AccessFormat::Json => json(out, &self.stamp, &facts),
+            AccessFormat::Combined => combined(out, &self.stamp, &facts),
+        });
     }
 }
 

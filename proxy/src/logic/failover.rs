@@ -169,6 +169,11 @@ impl Failover {
         machine
     }
 
+    /// An operator has taken the node out before this machine began.
+    pub fn keep_out(&mut self, node: NodeId) {
+        self.facts(node).draining = true;
+    }
+
     /// Takes in one input.
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {

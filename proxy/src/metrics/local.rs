@@ -163,6 +163,12 @@ impl ServiceNumbers {
     }
 }
 
+impl Drop for ServiceNumbers {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 /// A gauge that several workers add to: each adds the change of its own share.
 #[derive(Debug)]
 pub struct Share {

@@ -35,6 +35,12 @@ impl fmt::Debug for Clients {
 }
 
 impl Clients {
+    /// Different when the file was different.
+    #[must_use]
+    pub fn mark(&self) -> String {
+        format!("{:?}", self.stamps)
+    }
+
     /// Reads those who certify clients. Whoever has no certificate is let in only if it is not `required`; whoever has one
     /// that is not theirs is never let in.
     ///

@@ -7,13 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use proxy::arbiter::Arbiter;
 use proxy::config;
-use proxy::control::{self, Chronicle, Control, Parts, ServiceView};
-use proxy::logic::failover::Order;
+use proxy::control::{self, Chronicle, Control, Driving, Parts, ServiceView};
+use proxy::logic::failover::{Order, Record};
 use proxy::logic::fleet::Members;
 use proxy::metrics::Metrics;
 use proxy::steer::{Steering, View};
 use proxy::worker::ServiceHandle;
-use shared::drain::{self, Signal};
 use tokio::runtime::Runtime;
 
 use crate::harness::{A, Act, B, Node, PATIENCE};
@@ -23,7 +22,7 @@ struct Crew {
     steering: Arc<Steering>,
     chronicle: Chronicle,
     runtime: Runtime,
-    _signal: Signal,
+    _driving: Driving,
     folder: PathBuf,
 }
 
@@ -58,18 +57,17 @@ impl Crew {
             place: arbiter.place("shop", vec!["a".into(), "b".into()]),
             chronicle: chronicle.clone(),
             metrics,
+            former: None,
         };
         let runtime = Runtime::new().unwrap();
-        let (signal, watch) = drain::channel();
-        let control = runtime
-            .block_on(async { control::start(parts, watch) })
-            .unwrap();
+        let (control, driving) =
+            runtime.block_on(async { control::start(parts, Record::default()) });
         Self {
             control,
             steering,
             chronicle,
             runtime,
-            _signal: signal,
+            _driving: driving,
             folder,
         }
     }

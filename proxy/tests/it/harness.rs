@@ -5,6 +5,7 @@ pub(crate) mod front;
 pub(crate) mod gunicorn;
 pub(crate) mod http2;
 pub(crate) mod node;
+pub(crate) mod program;
 pub(crate) mod season;
 
 use std::fs;

@@ -20,6 +20,7 @@ mod introductions;
 mod limits;
 mod logging;
 mod multiplexing;
+mod reloading;
 mod responses;
 mod retrying;
 mod smuggling;

@@ -140,6 +140,7 @@ impl One<'_> {
             balance: self.balance(&service.balance, service.mode),
             failover: self.failover(failover, &nodes),
             nodes,
+            form: format!("{service:?}"),
         }
     }
 

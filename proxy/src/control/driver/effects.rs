@@ -54,9 +54,10 @@ impl Driver {
             .send_if_modified(|alert| std::mem::replace(alert, on) != on);
     }
 
-    fn persist(&self, record: crate::logic::failover::Record) {
+    fn persist(&mut self, record: crate::logic::failover::Record) {
         let (place, happenings) = (self.place.clone(), self.happenings.0.clone());
-        tokio::spawn(async move {
+        while self.saves.try_join_next().is_some() {}
+        self.saves.spawn(async move {
             let saved =
                 tokio::task::spawn_blocking(move || place.save(&record).map(|()| record)).await;
             let result = match saved {
@@ -241,6 +242,7 @@ impl Driver {
             settled,
             phase: steer.phase,
             why: steer.why.as_deref().map(Arc::from),
+            ..View::default()
         });
         self.steer = Some(steer);
         if opens {

@@ -1,0 +1,149 @@
+//! The program itself, run by a file that a test may write again.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
+
+use shared::clock;
+
+use super::{Answer, Client, PATIENCE, nobody};
+
+static FOLDERS: AtomicU32 = AtomicU32::new(0);
+
+/// A running `hotwarm`.
+pub(crate) struct Program {
+    pub(crate) listener: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) folder: PathBuf,
+    child: Child,
+}
+
+impl Program {
+    /// Runs it with one listener and what `services` says.
+    pub(crate) fn start(services: &str) -> Self {
+        let number = FOLDERS.fetch_add(1, SeqCst);
+        let name = format!("hotwarm-program-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let (listener, admin) = (nobody(), nobody());
+        write(&folder, listener, admin, services);
+        let child = spawn(&folder, &[]);
+        let program = Self {
+            listener,
+            admin,
+            folder,
+            child,
+        };
+        program.until("it is ready", || program.is_ready());
+        program
+    }
+
+    fn is_ready(&self) -> bool {
+        std::net::TcpStream::connect(self.admin).is_ok() && self.get("/readyz").status == 200
+    }
+
+    /// Writes the file again.
+    pub(crate) fn write(&self, services: &str) {
+        write(&self.folder, self.listener, self.admin, services);
+    }
+
+    /// Has the file read again.
+    pub(crate) fn reload(&self) -> Answer {
+        let request = "POST /api/v1/reload HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+        Client::connect(self.admin).ask(request)
+    }
+
+    /// Writes the file again, and has it read.
+    pub(crate) fn change(&self, services: &str) -> Answer {
+        self.write(services);
+        self.reload()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        Client::connect(self.admin).ask(&request)
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        self.get("/metrics").text()
+    }
+
+    /// The value of a metric, by how its line begins.
+    pub(crate) fn metric(&self, line: &str) -> Option<f64> {
+        let text = self.metrics();
+        let value = text.lines().find_map(|found| found.strip_prefix(line));
+        value.and_then(|value| value.trim().parse().ok())
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.listener)
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+
+    /// Its memory, in KiB.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        value.and_then(|value| value.parse().ok()).unwrap()
+    }
+
+    pub(crate) fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let until = clock::now() + PATIENCE;
+        while !is_so() {
+            assert!(clock::now() < until, "in vain: {what}; {}", self.log());
+            clock::pause_thread(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+fn write(folder: &std::path::Path, listener: SocketAddr, admin: SocketAddr, services: &str) {
+    let (before, services) = services.split_once("---\n").unwrap_or(("", services));
+    let text = format!(
+        "state_dir = \"state\"\nthreads = 2\ndrain_timeout = \"2s\"\n{before}\n[admin]\nbind = \"{admin}\"\n[[listener]]\nbind = \"{listener}\"\n{services}\n"
+    );
+    let next = folder.join("next.toml");
+    fs::write(&next, text).unwrap();
+    fs::rename(next, folder.join("hotwarm.toml")).unwrap();
+}
+
+fn spawn(folder: &std::path::Path, arguments: &[&str]) -> Child {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("log"))
+        .unwrap();
+    Command::new(env!("CARGO_BIN_EXE_hotwarm"))
+        .arg("run")
+        .arg("--config")
+        .arg(folder.join("hotwarm.toml"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
