@@ -143,6 +143,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    rotated: Signal,
 }
 
 impl Signals {
@@ -151,6 +152,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            rotated: signal(SignalKind::user_defined1())?,
         })
     }
 }
@@ -169,8 +171,16 @@ impl App {
                     // Whoever asked may have stopped waiting; the log has it, too.
                     let _ = answer.send(self.reload().await);
                 }
+                _ = signals.rotated.recv() => self.reopen_log(),
                 _ = sweep.tick() => self.services.sweep().await,
             }
+        }
+    }
+
+    /// The access log was moved away, perhaps.
+    fn reopen_log(&self) {
+        if let Some((log, _)) = &self.log {
+            log.reopen();
         }
     }
 }

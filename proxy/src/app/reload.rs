@@ -73,6 +73,8 @@ impl App {
         if let Some(log) = log {
             // The former writer ends when the last of its lines is written.
             self.log = log;
+        } else {
+            self.reopen_log();
         }
         for (service, fate) in next.services.iter().zip(&change.services) {
             if let config::Next::Changed(_) | config::Next::Added = fate {

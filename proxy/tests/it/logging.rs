@@ -3,6 +3,7 @@
 use proxy::steer::View;
 use shared::model::Epoch;
 
+use crate::harness::program::Program;
 use crate::harness::{A, Act, Node, Setup, open};
 
 const GET: &str = "GET /x?y=1 HTTP/1.1\r\nHost: shop\r\n\r\n";
@@ -119,4 +120,58 @@ fn the_log_is_near_at_hand_while_requests_go_on() {
     proxy.until("the line is there", |proxy| {
         proxy.log_text().lines().count() == 1
     });
+}
+
+fn program(node: &Node, log: &str, stdout: std::process::Stdio) -> Program {
+    let text = format!(
+        "access_log = {{ {log} }}\n---\n[[service]]\nname = \"shop\"\n[[service.node]]\nname = \"a\"\nurl = \"http://{}\"\n",
+        node.address
+    );
+    Program::start_into(&text, stdout)
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_slows_no_request_and_what_is_lost_is_counted() {
+    let node = Node::ok();
+    let program = program(&node, "path = \"-\"", std::process::Stdio::piped());
+    let mut client = program.client();
+    // Each line of the log is several KiB long, so that pipe and queue are soon full.
+    let long = format!("GET /{} HTTP/1.1\r\nHost: shop\r\n\r\n", "x".repeat(8000));
+    let mut slowest = std::time::Duration::ZERO;
+    let lost = || {
+        program
+            .metric("hotwarm_access_log_dropped_total")
+            .unwrap_or_default()
+    };
+    for n in 0..5000 {
+        let began = shared::clock::now();
+        assert_eq!(client.ask(&long).status, 200);
+        slowest = slowest.max(shared::clock::now() - began);
+        if n % 100 == 0 && lost() > 0.0 {
+            break;
+        }
+    }
+    assert!(lost() > 0.0, "the pipe took everything");
+    assert!(slowest < std::time::Duration::from_secs(1), "{slowest:?}");
+    program.signal("TERM");
+    program.until("it ends all the same", || program.has_ended());
+}
+
+#[test]
+fn a_file_that_was_moved_away_is_opened_again_when_told_so_and_by_itself() {
+    let node = Node::ok();
+    let program = program(&node, "path = \"access.log\"", std::process::Stdio::null());
+    let (path, moved) = (
+        program.folder.join("access.log"),
+        program.folder.join("access.log.1"),
+    );
+    let read = || std::fs::read_to_string(&path).unwrap_or_default();
+    for told in [Some("USR1"), Some("HUP"), None] {
+        program.client().ask(GET);
+        program.until("the line is there", || !read().is_empty());
+        std::fs::rename(&path, &moved).unwrap();
+        told.into_iter().for_each(|signal| program.signal(signal));
+        program.until("it is there again", || path.exists());
+        assert_eq!(read(), "");
+    }
 }

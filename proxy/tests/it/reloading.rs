@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 
 use crate::harness::program::Program;
@@ -27,9 +27,9 @@ fn a_hundred_reloads_under_load_fail_no_request_and_what_is_untouched_goes_on_co
     let (node, other) = (Node::ok(), Node::ok());
     let extra = nobody();
     let base = service("shop", node.address);
-    let changing = |n: usize| {
+    let changing = |n: u32| {
         let timeouts = format!("[service.timeouts]\nidle = \"{}s\"\n", 60 + n % 7);
-        let more = if n % 2 == 0 {
+        let more = if n.is_multiple_of(2) {
             listener(extra) + &service("guest", node.address)
         } else {
             String::new()
@@ -38,7 +38,7 @@ fn a_hundred_reloads_under_load_fail_no_request_and_what_is_untouched_goes_on_co
     };
     let program = Program::start(&changing(1));
     let stop = Arc::new(AtomicBool::new(false));
-    let done = Arc::new(AtomicUsize::new(0));
+    let done = Arc::new(AtomicU32::new(0));
     let load: Vec<_> = [GET, OTHER, GET, OTHER]
         .map(|request| {
             let (address, stop, done) = (program.listener, Arc::clone(&stop), Arc::clone(&done));
@@ -56,7 +56,7 @@ fn a_hundred_reloads_under_load_fail_no_request_and_what_is_untouched_goes_on_co
     for n in 0..100 {
         let answer = program.change(&changing(n));
         assert_eq!(answer.status, 202, "{}", answer.text());
-        assert_eq!(TcpStream::connect(extra).is_ok(), n % 2 == 0);
+        assert_eq!(TcpStream::connect(extra).is_ok(), n.is_multiple_of(2));
         let before = done.load(SeqCst);
         program.until("requests go on", || done.load(SeqCst) > before + 8);
         if n == 40 {
@@ -71,10 +71,10 @@ fn a_hundred_reloads_under_load_fail_no_request_and_what_is_untouched_goes_on_co
         let line = format!(
             "hotwarm_requests_total{{code=\"200\",method=\"GET\",node=\"a\",service=\"{service}\"}}"
         );
-        program.metric(&line).unwrap_or_default() as usize
+        program.metric(&line).unwrap_or_default()
     };
     program.until("every request is counted", || {
-        count("shop") + count("other") == done.load(SeqCst)
+        count("shop") + count("other") == f64::from(done.load(SeqCst))
     });
     assert_eq!(
         program.metric("hotwarm_config_reloads_total{result=\"ok\"}"),

@@ -1,5 +1,6 @@
 //! The program itself, run by a file that a test may write again.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,24 +19,29 @@ pub(crate) struct Program {
     pub(crate) listener: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) folder: PathBuf,
-    child: Child,
+    child: RefCell<Child>,
 }
 
 impl Program {
     /// Runs it with one listener and what `services` says.
     pub(crate) fn start(services: &str) -> Self {
+        Self::start_into(services, Stdio::null())
+    }
+
+    /// The same with somebody at its standard output.
+    pub(crate) fn start_into(services: &str, stdout: Stdio) -> Self {
         let number = FOLDERS.fetch_add(1, SeqCst);
         let name = format!("hotwarm-program-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(name);
         fs::create_dir_all(&folder).unwrap();
         let (listener, admin) = (nobody(), nobody());
         write(&folder, listener, admin, services);
-        let child = spawn(&folder, &[]);
+        let child = spawn(&folder, &[], stdout);
         let program = Self {
             listener,
             admin,
             folder,
-            child,
+            child: RefCell::new(child),
         };
         program.until("it is ready", || program.is_ready());
         program
@@ -82,8 +88,17 @@ impl Program {
         Client::connect(self.listener)
     }
 
+    /// Whether it has ended in good order.
+    pub(crate) fn has_ended(&self) -> bool {
+        let status = self.child.borrow_mut().try_wait().unwrap();
+        status.is_some_and(|status| {
+            assert!(status.success(), "{status}; {}", self.log());
+            true
+        })
+    }
+
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.child.borrow().id().to_string();
         let sent = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(sent.unwrap().success());
     }
@@ -95,7 +110,8 @@ impl Program {
 
     /// Its memory, in KiB.
     pub(crate) fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.borrow().id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:"));
         let value = line.and_then(|line| line.split_whitespace().nth(1));
         value.and_then(|value| value.parse().ok()).unwrap()
@@ -112,8 +128,9 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = self.child.get_mut();
+        let _ = child.kill();
+        let _ = child.wait();
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.folder);
         }
@@ -130,7 +147,7 @@ fn write(folder: &std::path::Path, listener: SocketAddr, admin: SocketAddr, serv
     fs::rename(next, folder.join("hotwarm.toml")).unwrap();
 }
 
-fn spawn(folder: &std::path::Path, arguments: &[&str]) -> Child {
+fn spawn(folder: &std::path::Path, arguments: &[&str], stdout: Stdio) -> Child {
     let log = File::options()
         .create(true)
         .append(true)
@@ -142,7 +159,7 @@ fn spawn(folder: &std::path::Path, arguments: &[&str]) -> Child {
         .arg(folder.join("hotwarm.toml"))
         .args(arguments)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(log)
         .spawn()
         .unwrap()
