@@ -23,13 +23,16 @@ use shared::telemetry::Log;
 
 pub use self::change::{Change, Next};
 pub use self::endpoint::{Address, Endpoint};
-pub use self::file::{AccessFormat, Durability, Failback, Mode, OnAckTimeout, OnTooFarBehind};
+pub use self::file::{
+    AccessFormat, Durability, Failback, Mode, OnAckTimeout, OnTooFarBehind, Reads,
+};
 use crate::logic::NodeId;
 use crate::logic::balance::Policy;
 use crate::logic::breaker::BreakerLimits;
 use crate::logic::health::{Patience, Statuses};
 pub use crate::logic::network::Network;
 use crate::logic::route::HostPattern;
+use crate::logic::tier::Tiers;
 use crate::tls::{Clients, Loaded};
 
 /// Reads and checks `path`.
@@ -166,8 +169,10 @@ pub struct Service {
     pub hold: Hold,
     /// How long nodes may take.
     pub timeouts: Timeouts,
-    /// How requests are spread over nodes, if all of them take requests.
+    /// How requests are spread over nodes, if several take requests.
     pub balance: Balance,
+    /// What its routes are worth, and where they go.
+    pub tiers: Arc<Tiers>,
     /// Who becomes primary, and when; without meaning where there is none.
     pub failover: Failover,
     /// What was written, to tell whether it has changed.
@@ -175,6 +180,28 @@ pub struct Service {
 }
 
 impl Service {
+    /// Whether any caught-up node may answer requests that change nothing.
+    #[must_use]
+    pub fn is_read_anywhere(&self) -> bool {
+        !self.is_balanced() && self.failover.reads == Reads::AnyCaughtUp
+    }
+
+    /// Whether standbys may answer some requests while there is a primary.
+    #[must_use]
+    pub fn reads_standbys(&self) -> bool {
+        self.is_read_anywhere() || !self.is_balanced() && self.tiers.prefer_warm()
+    }
+
+    /// How many nodes' requests are counted one by one; none if the primary has them all.
+    #[must_use]
+    pub fn counted_nodes(&self) -> usize {
+        if self.is_balanced() || self.reads_standbys() {
+            self.nodes.len()
+        } else {
+            0
+        }
+    }
+
     /// Whether every node takes requests, so that there is no primary.
     #[must_use]
     pub fn is_balanced(&self) -> bool {
@@ -335,4 +362,6 @@ pub struct Failover {
     pub failback: Failback,
     /// Least time between promotions that nobody asked for.
     pub min_interval: Duration,
+    /// Who answers requests that change nothing.
+    pub reads: Reads,
 }

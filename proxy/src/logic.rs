@@ -11,7 +11,10 @@ pub mod outcome;
 pub mod pace;
 pub mod retry;
 pub mod route;
+pub mod seen;
+pub mod shed;
 pub mod stall;
+pub mod tier;
 
 /// One node of a service, by its place in the configuration: "first listed" is the smallest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

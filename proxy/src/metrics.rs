@@ -59,6 +59,8 @@ pub struct Metrics {
     pub ack_wait_seconds: HistogramVec,
     /// Responses released without a standby, after the wait was over.
     pub ack_degraded: IntCounterVec,
+    /// Requests refused under overload, because they can be done without.
+    pub shed: IntCounterVec,
     /// How far behind a standby is, in seconds.
     pub replication_lag_seconds: GaugeVec,
     /// How far behind a standby is, in bytes.
@@ -179,6 +181,11 @@ impl Metrics {
                 "hotwarm_ack_degraded_total",
                 "Responses released without a standby after the wait was over",
                 service,
+            ),
+            shed: counter(
+                "hotwarm_shed_total",
+                "Requests refused under overload because their route can be done without",
+                &["service", "class"],
             ),
             replication_lag_seconds: register(
                 registry,

@@ -89,6 +89,14 @@ impl Secret {
         }
         text
     }
+
+    /// Whether `shown` is the mark of `parts`; takes the same time whatever it is.
+    #[must_use]
+    pub fn is_mark(&self, parts: &[&[u8]], shown: &[u8]) -> bool {
+        let mark = self.mark(parts);
+        let pairs = mark.iter().zip(shown);
+        shown.len() == MARK && pairs.fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
 }
 
 fn random() -> [u8; KEY] {
@@ -144,5 +152,9 @@ mod tests {
         assert_ne!(mark, secret.mark(&[b"ab", b"c"]));
         assert_ne!(mark, Secret::fresh().mark(&[b"a", b"bc"]));
         assert!(mark.iter().all(u8::is_ascii_hexdigit));
+        assert!(secret.is_mark(&[b"a", b"bc"], &mark));
+        assert!(
+            !secret.is_mark(&[b"a", b"bd"], &mark) && !secret.is_mark(&[b"a", b"bc"], &mark[1..])
+        );
     }
 }

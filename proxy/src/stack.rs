@@ -21,7 +21,7 @@ use crate::layer::breaker::{Breaker, BreakerLayer, Breakers};
 use crate::layer::deadline::{Bounded, DeadlineLayer};
 use crate::layer::forward::{Forward, ForwardLayer};
 use crate::layer::gate::{self, Answer, Gate, GateLayer};
-use crate::layer::hold::{Desk, Hold, HoldLayer};
+use crate::layer::hold::{Desk, Hold, HoldLayer, Shedding};
 use crate::layer::observe::{Observe, ObserveLayer, Observer, Watched};
 use crate::layer::rescue::{Rescue, RescueLayer};
 use crate::layer::retry::{self, Retry, RetryLayer};
@@ -258,7 +258,7 @@ fn service_stack(
     let lane = shared.steering.lane(plan.lane);
     let pools = pools(plan, service);
     let (barriers, syncd) = barriers(plan, service, syncd_token);
-    let balance = service.is_balanced().then(|| {
+    let balance = {
         let seed = plan.rng.borrow_mut().u64(..);
         let (lane, breakers) = (Rc::clone(&lane), Arc::clone(&shared.breakers));
         Balance::new(
@@ -268,14 +268,20 @@ fn service_stack(
             &shared.secret,
             Rng::with_seed(seed),
         )
+    };
+    let room = |node: &config::Node| share(node.max_connections, plan.lanes) as u64;
+    let shedding = (!service.tiers.is_empty()).then(|| Shedding {
+        tiers: Arc::clone(&service.tiers),
+        rooms: service.nodes.iter().map(room).collect(),
     });
-    let desk = Rc::new(Desk::new(
+    let desk = Desk::new(
         Rc::clone(&lane),
         service.hold,
         Arc::clone(&shared.breakers),
         balance,
         Rc::clone(numbers),
-    ));
+    );
+    let desk = Rc::new(desk.shedding(shedding));
     let knocked = pools.clone();
     let within = service.timeouts.connect;
     let retry = retry::Rules {
@@ -291,7 +297,8 @@ fn service_stack(
     };
     let gated = service.is_gated();
     let gate = gate::Rules {
-        methods: if gated {
+        tells: service.is_read_anywhere(),
+        methods: if gated || service.is_read_anywhere() {
             service.failover.gate_methods.clone()
         } else {
             Vec::new()
@@ -359,6 +366,11 @@ fn open_tunnels(metrics: &Metrics, service: &config::Service) -> Vec<IntGauge> {
         .collect()
 }
 
+/// One worker's part of what all together may have; at least 1.
+fn share(all: usize, lanes: usize) -> usize {
+    all.div_ceil(lanes).max(1)
+}
+
 fn shares(metrics: &Metrics, service: &config::Service) -> Vec<(Share, Share)> {
     let share = |node: &str, state: &str| {
         let labels = [&*service.name, node, state];
@@ -373,7 +385,7 @@ fn shares(metrics: &Metrics, service: &config::Service) -> Vec<(Share, Share)> {
 fn pools(plan: &Works, service: &config::Service) -> Pools {
     Pools::new(service.nodes.iter().map(|node| {
         let limits = PoolLimits {
-            connections: node.max_connections.div_ceil(plan.lanes).max(1),
+            connections: share(node.max_connections, plan.lanes),
             connect: service.timeouts.connect,
             wait: service.hold.max_wait,
         };

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::logic::NodeId;
 pub use crate::logic::failover::Gate;
 pub use crate::logic::fleet::Members;
+use crate::logic::nodes::NodeSet;
 use crate::logic::stall::Pulse;
 
 /// How many words of the workers may wait for the control plane; what comes on top is dropped, because each word is
@@ -143,6 +144,17 @@ pub struct Known {
     pub position: Positions,
 }
 
+/// Standbys that may answer requests that change nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readers {
+    /// The term in which they are standbys: what is said here holds for admissions in that term only.
+    pub epoch: Epoch,
+    /// Those that are up and close enough to the primary.
+    pub fit: NodeSet,
+    /// What their readers see at least, by the nodes' places; empty where nothing is replicated.
+    pub applied: Vec<Positions>,
+}
+
 /// What a worker tells the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
@@ -169,7 +181,7 @@ struct Tally {
     withheld: AtomicU64,
 }
 
-/// One worker's requests under way, node by node; empty if there is a primary, which has them all.
+/// One worker's requests under way, node by node; empty if the primary has them all.
 type Load = Box<[AtomicU64]>;
 
 fn no_load(lanes: usize, nodes: usize) -> Box<[Load]> {
@@ -200,6 +212,8 @@ pub struct Steering {
     names: OnceLock<Arc<[Box<str>]>>,
     /// By worker. The nodes are these settings'.
     loads: Box<[Load]>,
+    /// The nodes are these settings'.
+    readers: Arc<ArcSwap<Readers>>,
     signs: mpsc::Sender<Sign>,
 }
 
@@ -216,11 +230,15 @@ impl Steering {
     /// members is decided here for good.
     #[must_use]
     pub fn new(lanes: usize, first: View) -> (Arc<Self>, mpsc::Receiver<Sign>) {
+        let members = first.members.as_ref();
+        let nodes = members.map_or(0, |members| members.weights.len());
+        Self::counting(lanes, nodes, first)
+    }
+
+    /// The same, with requests counted at each of `nodes` (0: not one by one).
+    #[must_use]
+    pub fn counting(lanes: usize, nodes: usize, first: View) -> (Arc<Self>, mpsc::Receiver<Sign>) {
         let (signs, heard) = mpsc::channel(SIGNS_MOST);
-        let nodes = first
-            .members
-            .as_ref()
-            .map_or(0, |members| members.weights.len());
         let core = Core {
             turn: AtomicU64::new(first.turn),
             floor: AtomicU64::new(0),
@@ -238,21 +256,23 @@ impl Steering {
             settings: 0,
             names: OnceLock::new(),
             loads: no_load(lanes, nodes),
+            readers: Arc::default(),
             signs,
         };
         (Arc::new(steering), heard)
     }
 
-    /// The steering of the same service by other settings, with so many members if every node takes requests. What it admits
-    /// waits until its control task takes it up.
+    /// The steering of the same service by other settings, with requests counted at each of `nodes` (0: not one by one). What it
+    /// admits waits until its control task takes it up.
     #[must_use]
-    pub fn heir(&self, members: usize) -> (Arc<Self>, mpsc::Receiver<Sign>) {
+    pub fn heir(&self, nodes: usize) -> (Arc<Self>, mpsc::Receiver<Sign>) {
         let (signs, heard) = mpsc::channel(SIGNS_MOST);
         let heir = Self {
             core: Arc::clone(&self.core),
             settings: self.settings + 1,
             names: OnceLock::new(),
-            loads: no_load(self.core.tallies.len(), members),
+            loads: no_load(self.core.tallies.len(), nodes),
+            readers: Arc::default(),
             signs,
         };
         (Arc::new(heir), heard)
@@ -408,6 +428,11 @@ impl Steering {
         });
     }
 
+    /// Standbys that may answer requests that change nothing, as of now. Only the service's control task calls this.
+    pub fn let_read(&self, readers: Readers) {
+        self.readers.store(Arc::new(readers));
+    }
+
     /// Tells the control task something. What former settings say of nodes is of no use to it.
     pub fn tell(&self, sign: Sign) {
         if !self.has_heir() || matches!(sign, Sign::AckTimeout(_)) {
@@ -425,6 +450,7 @@ impl Steering {
             view: RefCell::new(Cache::new(Arc::clone(&self.core.view))),
             foreign: RefCell::default(),
             known: RefCell::new(Cache::new(Arc::clone(&self.core.known))),
+            readers: RefCell::new(Cache::new(Arc::clone(&self.readers))),
             queued: Cell::new(0),
             eased: Notify::new(),
         })
@@ -439,6 +465,7 @@ pub struct Lane {
     /// The last view of other settings, as these see it.
     foreign: RefCell<Arc<View>>,
     known: RefCell<Cache<Arc<ArcSwap<Known>>, Arc<Known>>>,
+    readers: RefCell<Cache<Arc<ArcSwap<Readers>>, Arc<Readers>>>,
     queued: Cell<usize>,
     eased: Notify,
 }
@@ -531,6 +558,16 @@ impl Lane {
         Arc::clone(self.known.borrow_mut().load())
     }
 
+    /// Standbys that may answer requests that change nothing.
+    #[must_use]
+    pub fn readers(&self) -> Arc<Readers> {
+        // What former settings were told of standbys is not kept up to date any more.
+        if self.steering.has_heir() {
+            return Arc::default();
+        }
+        Arc::clone(self.readers.borrow_mut().load())
+    }
+
     /// This worker's requests that wait for a response, and how many responses it has had.
     #[must_use]
     pub fn pulse(&self) -> Pulse {
@@ -586,7 +623,7 @@ impl Lane {
                 ticket.node = node;
                 ticket.epoch = view.epoch;
                 ticket.turn = view.turn;
-                ticket.settle_in();
+                ticket.settle_in(view.members.is_some() || view.target == Some(node));
                 Admission::Go(ticket)
             }
             _ => Admission::Hold {
@@ -614,6 +651,7 @@ impl Lane {
             turn: 0,
             withheld: false,
             settled: false,
+            elsewhere: false,
         };
         ticket.count().fetch_add(1, SeqCst);
         ticket
@@ -651,6 +689,8 @@ pub struct Ticket {
     withheld: bool,
     /// It counts at its node.
     settled: bool,
+    /// It is at a standby: nothing that the primary is judged by.
+    elsewhere: bool,
 }
 
 impl Ticket {
@@ -682,7 +722,7 @@ impl Ticket {
 
     /// The response has begun, and is withheld until it may be released.
     pub fn withhold(&mut self) {
-        if !std::mem::replace(&mut self.withheld, true) {
+        if !self.elsewhere && !std::mem::replace(&mut self.withheld, true) {
             self.tally().answered.fetch_add(1, SeqCst);
             self.tally().withheld.fetch_add(1, SeqCst);
             self.lane.ease();
@@ -691,7 +731,7 @@ impl Ticket {
 
     /// The response goes to the client: counts it among the released ones if it may have written.
     pub fn release(self) {
-        if !self.withheld {
+        if !self.withheld && !self.elsewhere {
             self.tally().answered.fetch_add(1, SeqCst);
         }
         if self.class == Class::Write {
@@ -700,7 +740,11 @@ impl Ticket {
     }
 
     /// Counts itself in at its node, if nodes are counted. Only this worker writes there.
-    fn settle_in(&mut self) {
+    fn settle_in(&mut self, is_hot: bool) {
+        if !is_hot {
+            self.elsewhere = true;
+            self.count().fetch_sub(1, SeqCst);
+        }
         if let Some(count) = self.load() {
             count.store(count.load(Relaxed) + 1, Relaxed);
             self.settled = true;
@@ -734,7 +778,9 @@ impl Drop for Ticket {
         {
             count.store(count.load(Relaxed).saturating_sub(1), Relaxed);
         }
-        self.count().fetch_sub(1, SeqCst);
+        if !self.elsewhere {
+            self.count().fetch_sub(1, SeqCst);
+        }
         self.lane.ease();
     }
 }
@@ -790,7 +836,18 @@ mod tests {
             },
         );
         let lane = steering.lane(0);
-        assert_eq!(go(lane.admit(Class::Safe)).node(), NodeId(1));
+        let read = go(lane.admit(Class::Safe));
+        assert_eq!(read.node(), NodeId(1));
+        assert_eq!(
+            steering.in_flight(),
+            (0, 0),
+            "the primary is not judged by it"
+        );
+        read.release();
+        assert_eq!(
+            (steering.in_flight(), steering.pulse().answered),
+            ((0, 0), 0)
+        );
         assert!(matches!(lane.admit(Class::Write), Admission::Hold { .. }));
     }
 

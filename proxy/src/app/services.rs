@@ -123,7 +123,8 @@ impl Services {
                 .then(|| Members::none_of(service.nodes.len())),
             ..View::default()
         };
-        let (steering, signs) = Steering::new(self.lanes, first);
+        let nodes = service.counted_nodes();
+        let (steering, signs) = Steering::counting(self.lanes, nodes, first);
         let service = Arc::clone(service);
         let handle = ServiceHandle::new(service, steering, self.lanes, &self.metrics);
         (handle.signed_with(self.secret.clone()), signs)

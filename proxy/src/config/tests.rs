@@ -177,19 +177,9 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
         ),
         ("\"routing\"", "\"strict\"", "service.0.failover.fencing"),
         (
-            "\"primary\"",
-            "\"any-caught-up\"",
-            "service.0.failover.reads",
-        ),
-        (
             "http://127.0.0.1:5001",
             "h2c://127.0.0.1:5001",
             "service.0.node.0.url",
-        ),
-        (
-            "[service.failover]",
-            "[[service.route]]\npath = \"/x\"\nclass = \"non-core\"\nprefer = \"warm\"\n[service.failover]",
-            "service.0.route.0",
         ),
     ] {
         fs::write(folder.0.join("token"), "secret").unwrap();
@@ -203,6 +193,66 @@ fn what_is_not_built_yet_is_refused_at_its_place() {
         );
         assert_eq!(error.lines().count(), 1, "{error}");
     }
+}
+
+#[test]
+fn routes_have_tiers_and_standbys_may_be_read() {
+    let folder = Folder::new("tiers");
+    fs::write(folder.0.join("token"), "secret").unwrap();
+    let with = |routes: &str| {
+        let text = WHOLE.replace("\"primary\"", "\"any-caught-up\"");
+        folder.load(&text.replace(
+            "[service.failover]",
+            &format!("{routes}\n[service.failover]"),
+        ))
+    };
+    let route = "[[service.route]]\npath = \"/x\"\nclass = \"non-core\"\nprefer = \"warm\"";
+    let settings = with(route).unwrap();
+    let service = &settings.services[0];
+    assert!(service.is_read_anywhere() && service.reads_standbys());
+    let tier = service.tiers.find(b"/x/y");
+    assert_eq!(
+        (tier.worth.as_str(), tier.prefer),
+        ("non-core", crate::logic::tier::Prefer::Warm)
+    );
+    let plain = folder.load(WHOLE).unwrap();
+    assert!(!plain.services[0].reads_standbys() && plain.services[0].tiers.is_empty());
+    for (from, to, words) in [
+        (
+            "\"/x\"",
+            "\"x\"",
+            "service.0.route.0.path: \"x\" is not a path",
+        ),
+        (
+            "\"/x\"",
+            "\"/x?y\"",
+            "service.0.route.0.path: \"/x?y\" is not a path",
+        ),
+        (
+            "class = \"non-core\"\nprefer = \"warm\"",
+            "",
+            "service.0.route.0: says nothing of its path",
+        ),
+    ] {
+        let error = with(&route.replace(from, to)).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+    let twice = with(&format!("{route}\n{route}")).unwrap_err();
+    assert!(
+        twice.contains("service.0.route.1.path: \"/x\" is there twice"),
+        "{twice}"
+    );
+    let alone = format!("{MINIMAL}[service.failover]\nreads = \"any-caught-up\"\n");
+    let error = folder.load(&alone).unwrap_err();
+    assert!(
+        error.contains("failover.reads: \"any-caught-up\" needs a syncd on every node"),
+        "{error}"
+    );
+    let hot_hot = folder.load(&format!("{HOT_HOT}{route}\n")).unwrap_err();
+    assert!(
+        hot_hot.contains("route.0.prefer: \"warm\" has no meaning"),
+        "{hot_hot}"
+    );
 }
 
 const HOT_HOT: &str = r#"

@@ -3,6 +3,7 @@
 mod display;
 mod effects;
 mod events;
+mod readers;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::logic::failover::{App, Failover, Input, OrderId, Promotion, Steer};
 use crate::logic::health::{Check, Health};
 use crate::logic::stall::{Change, Stall};
 use crate::metrics::Metrics;
-use crate::steer::{Sign, Steering};
+use crate::steer::{Readers, Sign, Steering};
 use crate::upstream::probe::{self, How, Observation, Seen};
 use crate::worker::ServiceHandle;
 
@@ -86,6 +87,8 @@ pub(super) struct Driver {
     pending_promotion: Option<Promotion>,
     /// When reports of the primary were heard, and how many responses had been released by then.
     released: VecDeque<(Instant, u64)>,
+    /// Who was last allowed to answer reads.
+    readers: Readers,
 }
 
 impl Driver {
@@ -136,6 +139,7 @@ impl Driver {
             last_failover: parts.former.and_then(|left| left.last_failover),
             pending_promotion: None,
             released: VecDeque::new(),
+            readers: Readers::default(),
         };
         driver.show();
         (driver, view)
@@ -155,6 +159,7 @@ impl Driver {
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.show();
+            self.let_read();
             let due = self.machine.poll_timeout();
             tokio::select! {
                 () = drain.begun() => break,

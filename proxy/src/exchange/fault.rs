@@ -51,6 +51,8 @@ pub enum Unavailable {
         /// What they wait for.
         why: Option<Arc<str>>,
     },
+    /// There is too much to do, and this can be done without.
+    Shed,
     /// The listener's connections are all taken.
     Connections,
 }

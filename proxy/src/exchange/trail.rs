@@ -10,6 +10,7 @@ use shared::model::Epoch;
 
 use super::{Head, Response};
 use crate::logic::NodeId;
+use crate::logic::seen::Seen;
 
 /// So many interim responses of one request are passed on.
 const INTERIM_MOST: u32 = 8;
@@ -175,6 +176,7 @@ pub struct Trail {
     received: Cell<u64>,
     passed: Cell<u64>,
     sent: Cell<bool>,
+    seen: RefCell<Option<Box<Seen>>>,
     closer: Cell<Closer>,
     interim: RefCell<Option<Box<Interim>>>,
     attempts: RefCell<Attempts>,
@@ -214,6 +216,7 @@ impl Trail {
             received: Cell::new(0),
             passed: Cell::new(0),
             sent: Cell::new(false),
+            seen: RefCell::default(),
             closer: Cell::default(),
             interim: RefCell::default(),
             attempts: RefCell::default(),
@@ -369,6 +372,17 @@ impl Trail {
     #[must_use]
     pub fn has_interim(&self) -> bool {
         self.interim.borrow().is_some()
+    }
+
+    /// Remembers where the data stood after what it wrote.
+    pub fn saw(&self, seen: Seen) {
+        *self.seen.borrow_mut() = Some(Box::new(seen));
+    }
+
+    /// Where the data stood after what it wrote, if that is known. Once.
+    #[must_use]
+    pub fn take_seen(&self) -> Option<Seen> {
+        self.seen.borrow_mut().take().map(|seen| *seen)
     }
 
     /// Remembers who ended it, if nobody did before.

@@ -22,11 +22,15 @@ use super::hold::Admitted;
 use super::retry::Answered;
 use crate::exchange::{Fault, Response, Trail, Unconfirmed};
 use crate::logic::NodeId;
+use crate::logic::seen::Seen;
 use crate::metrics::local::ServiceNumbers;
 use crate::steer::{Gate as Opening, Lane, Sign, Ticket};
 
 /// Rest before a barrier that was not passed is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// A response that need not wait for a standby waits this long for the position that its client is told, at most.
+const TELL_WITHIN: Duration = Duration::from_millis(250);
 
 /// What came of asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub struct Rules {
     pub within: Duration,
     /// Whether they may be released without a standby, once that is on record.
     pub degrade: bool,
+    /// Whether clients are told where the data stood after their writes.
+    pub tells: bool,
     /// How to ask.
     pub ask: Ask,
     /// The worker's access to the service's steering.
@@ -98,7 +104,7 @@ impl Rules {
     }
 
     /// Waits until the response may be released.
-    async fn confirm(&self, ticket: &Ticket) -> Result<(), Unconfirmed> {
+    async fn confirm(&self, ticket: &Ticket) -> Result<Option<Positions>, Unconfirmed> {
         let began = clock::now();
         let mut patience = Patience {
             rules: self,
@@ -114,7 +120,7 @@ impl Rules {
                     if patience.told {
                         self.numbers.degraded();
                     }
-                    return Ok(());
+                    return Ok(None);
                 }
                 Standing::Outdated => return Err(Unconfirmed::Outdated),
                 Standing::Waits => (),
@@ -123,7 +129,7 @@ impl Rules {
                 answer = &mut asking => match answer {
                     Answer::Passed(position) => {
                         self.lane.steering().learn(ticket.epoch(), &position);
-                        return Ok(());
+                        return Ok(Some(position));
                     }
                     Answer::Stale => return Err(Unconfirmed::Outdated),
                     Answer::NotYet => asking = self.ask_again(ticket.node(), ticket.epoch()),
@@ -149,6 +155,9 @@ impl Rules {
         } = answered;
         ticket.withhold();
         if matches!(self.standing(&ticket), Standing::Free) {
+            if self.tells {
+                self.ask_where(&ticket, trail).await;
+            }
             ticket.release();
             return Ok(response);
         }
@@ -157,9 +166,41 @@ impl Rules {
         let took = clock::now().saturating_duration_since(began);
         trail.gated_for(took);
         self.numbers.acked(took);
-        confirmed.map_err(Fault::Unconfirmed)?;
+        let position = confirmed.map_err(Fault::Unconfirmed)?;
+        if let Some(position) = position.filter(|_| self.tells) {
+            self.tell(&ticket, trail, position);
+        }
         ticket.release();
         Ok(response)
+    }
+}
+
+impl Rules {
+    /// Nothing has to be waited for, but the client shall know where the data stands now. If that cannot be found out soon, it
+    /// is told nothing, and reads from the primary.
+    async fn ask_where(&self, ticket: &Ticket, trail: &Trail) {
+        // A gate that was opened because standbys are away would make the question wait for them.
+        if self.lane.current().gate != Opening::Off {
+            return;
+        }
+        let asking = (self.ask)(ticket.node(), ticket.epoch());
+        if let Ok(Answer::Passed(position)) = tokio::time::timeout(TELL_WITHIN, asking).await {
+            self.lane.steering().learn(ticket.epoch(), &position);
+            self.tell(ticket, trail, position);
+        }
+    }
+
+    /// Of several writes under way at once, the client keeps what it was told last; so each is told the newest that is known.
+    fn tell(&self, ticket: &Ticket, trail: &Trail, position: Positions) {
+        let epoch = ticket.epoch();
+        let known = self.lane.steering().known();
+        let newer = known.epoch == epoch && known.position.covers(&position);
+        let position = if newer {
+            known.position.clone()
+        } else {
+            position
+        };
+        trail.saw(Seen { epoch, position });
     }
 }
 

@@ -20,7 +20,10 @@ use super::balance::{Balance, Tries};
 use super::breaker::Breakers;
 use crate::config;
 use crate::exchange::{Fault, Head, Request, Response, Trail, Unavailable};
+use crate::logic::nodes::NodeSet;
 use crate::logic::pace::Pace;
+use crate::logic::shed::Pressure;
+use crate::logic::tier::{Tiers, Worth};
 use crate::metrics::local::ServiceNumbers;
 use crate::steer::{Admission, Class, Held, Lane, Ticket, View};
 
@@ -43,8 +46,18 @@ pub struct Desk {
     limits: config::Hold,
     breakers: Arc<Breakers>,
     balance: Option<Balance>,
+    shedding: Option<Shedding>,
     numbers: Rc<ServiceNumbers>,
     pace: Pace,
+}
+
+/// What is refused first under overload.
+#[derive(Debug)]
+pub struct Shedding {
+    /// What routes are worth.
+    pub tiers: Arc<Tiers>,
+    /// Connections that this worker may have, by node.
+    pub rooms: Box<[u64]>,
 }
 
 /// A request that comes again.
@@ -84,9 +97,48 @@ impl Desk {
             limits,
             breakers,
             balance,
+            shedding: None,
             numbers,
             pace: Pace::default(),
         }
+    }
+
+    /// With routes that are refused under overload.
+    #[must_use]
+    pub fn shedding(self, shedding: Option<Shedding>) -> Self {
+        Self { shedding, ..self }
+    }
+
+    /// Refuses a request that can be done without, if there is too much to do.
+    fn shed(&self, trail: &Trail) -> Option<Fault> {
+        let shedding = self.shedding.as_ref()?;
+        let worth = shedding.tiers.find(trail.head()?.target()).worth;
+        if worth == Worth::Core {
+            return None;
+        }
+        let view = self.lane.view();
+        let takes = match &view.members {
+            Some(members) => members.takes,
+            None => view.target.map_or(NodeSet::NONE, NodeSet::only),
+        };
+        let rooms = takes
+            .iter()
+            .filter_map(|node| shedding.rooms.get(node.index()));
+        let pressure = Pressure {
+            held: self.lane.steering().held(),
+            held_most: self.limits.max_requests,
+            under_way: self.lane.pulse().waiting,
+            // Where nobody takes requests there is no room to run out of.
+            room: if takes.is_empty() {
+                u64::MAX
+            } else {
+                rooms.sum()
+            },
+        };
+        pressure.is_overload().then(|| {
+            self.numbers.shed();
+            Fault::Unavailable(Unavailable::Shed)
+        })
     }
 
     /// The worker's access to the service's steering.
@@ -186,7 +238,8 @@ impl Desk {
 
     /// A node that the control plane sends requests to anew is one that it has reason to believe in.
     fn hopeful(&self, ticket: Ticket, former: u64) -> Ticket {
-        if ticket.turn() > former && self.balance.is_none() {
+        let has_primary = self.balance.as_ref().is_none_or(Balance::has_primary);
+        if ticket.turn() > former && has_primary {
             self.breakers.hope(ticket.node(), ticket.turn());
         }
         ticket
@@ -344,10 +397,10 @@ where
 }
 
 impl<S> Hold<S> {
-    fn mark(&self, request: &Request) -> Option<Mark> {
+    fn mark(&self, class: Class, request: &Request) -> Option<Mark> {
         let balance = self.desk.balance.as_ref()?;
         let mark = || (Rc::clone(&self.desk), Rc::clone(&request.trail));
-        balance.sticks().then(mark)
+        balance.marks(class).then(mark)
     }
 }
 
@@ -366,14 +419,18 @@ where
 
     fn call(&mut self, request: Request) -> Holding<S> {
         let class = class(&request.head);
+        if let Some(fault) = self.desk.shed(&request.trail) {
+            let refused = Box::pin(std::future::ready(Err(fault)));
+            return Holding(State::Waiting(refused, None), None);
+        }
         match self.desk.admit(class, &request.trail, Tries::default()) {
             Admission::Go(ticket) => {
-                let mark = self.mark(&request);
+                let mark = self.mark(class, &request);
                 let call = self.inner.call(Admitted { request, ticket });
                 Holding(State::Gone(call), mark)
             }
             Admission::Hold { view } => {
-                let mark = self.mark(&request);
+                let mark = self.mark(class, &request);
                 let (desk, trail) = (Rc::clone(&self.desk), Rc::clone(&request.trail));
                 let bytes = request.head.size();
                 // Without an heir there is nowhere to go, whatever else is in force.
@@ -430,7 +487,7 @@ where
                     if let (Some((desk, trail)), Ok(response)) = (&*mark, &mut result)
                         && let Some(balance) = &desk.balance
                     {
-                        balance.stick(trail, response);
+                        balance.mark(trail, response);
                     }
                     return Poll::Ready(result);
                 }

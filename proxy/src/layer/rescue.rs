@@ -218,6 +218,9 @@ fn unavailable(why: &Unavailable) -> String {
         Unavailable::TooMany { why } => {
             format!("too many requests are waiting for a node{}", because(why))
         }
+        Unavailable::Shed => {
+            "the service is overloaded, and this part of it is not essential".to_owned()
+        }
         Unavailable::Connections => "all connections are taken".to_owned(),
     }
 }

@@ -448,8 +448,9 @@ impl Rules {
         } else {
             until(&failure, journey.all_tries, now)
         };
-        // Where there is no primary, nobody can lose that role.
-        let has_primary = self.desk.balance().is_none();
+        // Only a primary can lose that role.
+        let balance = self.desk.balance();
+        let has_primary = balance.is_none_or(|balance| balance.is_primary(journey.at.node));
         let fault = Fault::Upstream(match (&failure.cause, &journey.reason) {
             (Cause::Broken(_), Some(reason)) => reason.clone(),
             (Cause::Broken(_), None) => failure,

@@ -55,7 +55,7 @@ impl Sticky {
 }
 
 /// Whether the client's own connection is encrypted: here, or by the word of a proxy in front that is believed.
-fn is_encrypted(trail: &Trail) -> bool {
+pub(super) fn is_encrypted(trail: &Trail) -> bool {
     // What a stranger claims is not among the fields any more.
     let said = trail
         .head()

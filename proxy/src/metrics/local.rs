@@ -10,6 +10,7 @@ use shared::metrics::{IntCounter, IntGauge};
 
 use crate::logic::NodeId;
 use crate::logic::retry::Class;
+use crate::logic::tier::Worth;
 use crate::metrics::Metrics;
 
 /// The methods that have a label of their own; everything else is "other", so that clients cannot invent labels.
@@ -30,6 +31,7 @@ pub struct ServiceNumbers {
     hold_seconds: LocalHistogram,
     ack_wait_seconds: LocalHistogram,
     ack_degraded: IntCounter,
+    shed: IntCounter,
     retries: [IntCounter; 4],
 }
 
@@ -69,6 +71,9 @@ impl ServiceNumbers {
                 .with_label_values(&[service])
                 .local(),
             ack_degraded: families.ack_degraded.with_label_values(&[service]),
+            shed: families
+                .shed
+                .with_label_values(&[service, Worth::NonCore.as_str()]),
             retries: [
                 retries(Class::NeverSent.as_str()),
                 retries(Class::KnownUnprocessed.as_str()),
@@ -137,6 +142,11 @@ impl ServiceNumbers {
     /// Counts a response that was released without a standby.
     pub fn degraded(&self) {
         self.ack_degraded.inc();
+    }
+
+    /// Counts a request that was refused because it can be done without.
+    pub fn shed(&self) {
+        self.shed.inc();
     }
 
     /// Counts an attempt beyond the first.

@@ -58,12 +58,8 @@ impl ServiceHandle {
         lanes: usize,
         metrics: &Metrics,
     ) -> (Self, mpsc::Receiver<Sign>) {
-        let members = if service.is_balanced() {
-            service.nodes.len()
-        } else {
-            0
-        };
-        let (steering, signs) = self.0.steering.heir(members);
+        let nodes = service.counted_nodes();
+        let (steering, signs) = self.0.steering.heir(nodes);
         let heir = Self::new(service, steering, lanes, metrics);
         (heir.signed_with(self.0.secret.clone()), signs)
     }

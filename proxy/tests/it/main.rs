@@ -20,6 +20,7 @@ mod introductions;
 mod limits;
 mod logging;
 mod multiplexing;
+mod reading;
 mod reloading;
 mod responses;
 mod retrying;

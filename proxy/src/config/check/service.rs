@@ -137,7 +137,8 @@ impl One<'_> {
             timeouts: self.timeouts(&service.timeouts, &service.hold),
             hold: self.hold(&service.hold),
             mode: service.mode,
-            balance: self.balance(&service.balance, service.mode),
+            balance: self.balance(service),
+            tiers: self.tiers(service),
             failover: self.failover(failover, &nodes),
             nodes,
             form: format!("{service:?}"),
@@ -145,13 +146,7 @@ impl One<'_> {
     }
 
     fn unbuilt(&mut self, service: &file::Service) {
-        for n in 0..service.route.len() {
-            self.not_built(&format!("route.{n}"), "[[service.route]]");
-        }
         let failover = service.failover.as_ref();
-        if failover.is_some_and(|failover| failover.reads != Reads::Primary) {
-            self.not_built("failover.reads", "\"any-caught-up\"");
-        }
         if failover.is_some_and(|failover| failover.fencing != Fencing::Routing) {
             self.not_built("failover.fencing", "\"strict\"");
         }
@@ -524,7 +519,18 @@ impl One<'_> {
             on_too_far_behind: failover.on_too_far_behind,
             failback: failover.failback,
             min_interval: failover.min_interval.0,
+            reads: self.reads(failover.reads, nodes),
         }
+    }
+
+    fn reads(&mut self, reads: Reads, nodes: &[Node]) -> Reads {
+        if reads == Reads::AnyCaughtUp && nodes.iter().any(|node| node.syncd.is_none()) {
+            self.note(
+                "failover.reads",
+                "\"any-caught-up\" needs a syncd on every node: without one nothing says what a standby has",
+            );
+        }
+        reads
     }
 
     fn standby_ack(&mut self, failover: &file::Failover, nodes: &[Node]) {

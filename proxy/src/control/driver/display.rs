@@ -106,7 +106,7 @@ impl Driver {
     }
 
     /// How far a node is behind: by the primary's word if that is heard, which knows best, else by its own.
-    fn lag(&self, node: NodeId) -> Lag {
+    pub(super) fn lag(&self, node: NodeId) -> Lag {
         let primary = self.machine.record().primary;
         if primary == Some(node) || self.nodes[node.index()].peer.is_none() {
             return NodeView::NO_LAG;

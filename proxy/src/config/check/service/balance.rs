@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::One;
 use crate::config::defaults as default;
-use crate::config::file::{self, Mode, Sticky};
+use crate::config::file::{self, Mode, Reads, RouteClass, Sticky};
 use crate::config::{Balance, HashKey, Node};
 use crate::logic::balance::Policy;
+use crate::logic::tier::{Prefer, Tier, Tiers, Worth};
 
 impl One<'_> {
     /// Everything that has a meaning only where there is a primary is refused where there is none.
@@ -36,9 +37,12 @@ impl One<'_> {
         }
     }
 
-    pub(super) fn balance(&mut self, balance: &file::Balance, mode: Mode) -> Balance {
-        if mode == Mode::HotWarm {
-            self.one_at_a_time(balance);
+    pub(super) fn balance(&mut self, service: &file::Service) -> Balance {
+        let balance = &service.balance;
+        if service.mode == Mode::HotWarm {
+            let failover = service.failover.as_ref();
+            let reads = failover.map_or(Reads::Primary, |failover| failover.reads);
+            self.one_at_a_time(balance, reads);
         }
         let policy = match balance.policy {
             None => Policy::default(),
@@ -64,10 +68,11 @@ impl One<'_> {
     }
 
     /// The primary has all requests of a `hot-warm` service: there is nothing to choose. The default may be written all the same.
-    fn one_at_a_time(&mut self, balance: &file::Balance) {
+    fn one_at_a_time(&mut self, balance: &file::Balance, reads: Reads) {
         let why = "has no meaning with mode = \"hot-warm\": the primary has all requests; remove it, or use mode = \"hot-hot\"";
         let chosen = balance.policy;
-        if chosen.is_some_and(|policy| policy != file::Policy::LeastConn) {
+        let is_other = chosen.is_some_and(|policy| policy != file::Policy::LeastConn);
+        if is_other && reads == Reads::Primary {
             self.note("balance.policy", why);
         }
         if !balance.slow_start.0.is_zero() {
@@ -96,6 +101,49 @@ impl One<'_> {
             return None;
         }
         Some(name.unwrap_or(default::COOKIE).into())
+    }
+
+    pub(super) fn tiers(&mut self, service: &file::Service) -> Arc<Tiers> {
+        let mut tiers = Vec::new();
+        let mut paths = std::collections::BTreeSet::new();
+        for (n, route) in service.route.iter().enumerate() {
+            let path = &route.path;
+            let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'?' | b'#');
+            if !path.starts_with('/') || !path.bytes().all(plain) {
+                self.note(
+                    &format!("route.{n}.path"),
+                    format!("\"{path}\" is not a path: it begins with '/', is plain ASCII and has no query"),
+                );
+            }
+            if !paths.insert(path.trim_end_matches('/')) {
+                self.note(
+                    &format!("route.{n}.path"),
+                    format!("\"{path}\" is there twice"),
+                );
+            }
+            if route.class.is_none() && route.prefer.is_none() {
+                self.note(
+                    &format!("route.{n}"),
+                    "says nothing of its path: add class = \"non-core\" or prefer = \"warm\"",
+                );
+            }
+            if route.prefer == Some(file::Prefer::Warm) && service.mode == Mode::HotHot {
+                self.note(
+                    &format!("route.{n}.prefer"),
+                    "\"warm\" has no meaning with mode = \"hot-hot\": there are no standbys; remove it",
+                );
+            }
+            let worth = match route.class {
+                Some(RouteClass::NonCore) => Worth::NonCore,
+                Some(RouteClass::Core) | None => Worth::Core,
+            };
+            let prefer = match route.prefer {
+                Some(file::Prefer::Warm) => Prefer::Warm,
+                Some(file::Prefer::Hot) | None => Prefer::Hot,
+            };
+            tiers.push((path.clone(), Tier { worth, prefer }));
+        }
+        Arc::new(Tiers::new(tiers))
     }
 
     fn hash_key(&mut self, text: &str) -> HashKey {
