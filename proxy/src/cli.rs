@@ -188,14 +188,24 @@ pub fn status(
 
 fn print_service(service: &Value, out: &mut dyn Write) -> io::Result<()> {
     let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let is_led = service["mode"] != "hot-hot";
+    let led = || {
+        let (primary, durability) = (word(&service["primary"]), word(&service["durability"]));
+        format!(
+            "epoch {}, primary {primary}, {durability}",
+            service["epoch"]
+        )
+    };
     writeln!(
         out,
-        "{}: {}, epoch {}, primary {}, {}, {} held",
+        "{}: {}, {}, {} held",
         word(&service["name"]),
         word(&service["phase"]),
-        service["epoch"],
-        word(&service["primary"]),
-        word(&service["durability"]),
+        if is_led {
+            led()
+        } else {
+            word(&service["mode"])
+        },
         service["held_requests"]
     )?;
     if let Some(why) = service["why"].as_str() {
@@ -207,15 +217,24 @@ fn print_service(service: &Value, out: &mut dyn Write) -> io::Result<()> {
             || "lag unknown".to_owned(),
             |seconds| format!("lag {:.0} ms", seconds * 1000.0),
         );
-        writeln!(
-            out,
-            "  {:<12} {:<10} app {:<8} breaker {:<9} syncd {:<7} {lag}",
+        let (name, health, breaker) = (
             word(&node["name"]),
-            word(&node["role"]),
             word(&node["health"]),
             word(&node["breaker"]),
-            word(&node["syncd"])
-        )?;
+        );
+        if is_led {
+            let (role, syncd) = (word(&node["role"]), word(&node["syncd"]));
+            writeln!(
+                out,
+                "  {name:<12} {role:<10} app {health:<8} breaker {breaker:<9} syncd {syncd:<7} {lag}"
+            )?;
+        } else {
+            let under_way = &node["in_flight"];
+            writeln!(
+                out,
+                "  {name:<12} app {health:<8} breaker {breaker:<9} under way {under_way}"
+            )?;
+        }
         for (key, label) in [
             ("health_why", "down because"),
             ("not_promotable_because", "cannot take over:"),
