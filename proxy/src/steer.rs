@@ -897,6 +897,12 @@ mod tests {
         assert_eq!(keeps(), (true, false));
         steering.publish(open(2));
         assert_eq!(keeps(), (false, false));
+        let members = Some(Members::default());
+        steering.publish(View {
+            members,
+            ..View::default()
+        });
+        assert_eq!(keeps(), (true, true));
         steering.publish(open(1));
         steering.abandon_below(Epoch(2));
         assert_eq!(keeps(), (false, false));

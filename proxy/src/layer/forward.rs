@@ -107,9 +107,12 @@ fn certificate(fields: &mut Fields, certified: &Certified) {
 }
 
 /// Leaves of the protocols that the client would rather speak the first of those that the service's nodes are offered.
-fn offer(head: &mut Head, service: &config::Service) {
+///
+/// # Errors
+/// There is none, and the client's word can mean nothing else (RFC 8441 §4); in HTTP/1.1 it can be ignored.
+fn offer(head: &mut Head, service: &config::Service) -> Result<(), Fault> {
     let Some(wanted) = head.upgrade.take() else {
-        return;
+        return Ok(());
     };
     let is_wanted = |allowed: &str| {
         let mut wanted = wanted.split(',').map(str::trim);
@@ -117,6 +120,13 @@ fn offer(head: &mut Head, service: &config::Service) {
     };
     let mut allowed = service.upgrades.iter();
     head.upgrade = allowed.find(|allowed| is_wanted(allowed)).cloned();
+    if head.upgrade.is_none() && head.version == Version::HTTP_2 {
+        return Err(Fault::Request {
+            status: StatusCode::NOT_IMPLEMENTED,
+            why: "a protocol that this service does not offer",
+        });
+    }
+    Ok(())
 }
 
 fn is_trusted(service: &config::Service, address: IpAddr) -> bool {
@@ -255,8 +265,9 @@ where
     fn call(&mut self, mut request: Request) -> Checked<S::Future> {
         let trail = Rc::clone(&request.trail);
         let ForwardLayer { service, rng } = &self.rules;
-        offer(request.head_mut(), service);
-        let rewritten = outbound(request.head_mut(), &trail, service, &mut rng.borrow_mut());
+        let offered = offer(request.head_mut(), service);
+        let rewritten = offered
+            .and_then(|()| outbound(request.head_mut(), &trail, service, &mut rng.borrow_mut()));
         request.freeze();
         match rewritten {
             Ok(()) => Checked::kept(self.inner.call(request)),

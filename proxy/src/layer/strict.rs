@@ -86,7 +86,9 @@ pub fn check(head: &mut Head) -> Result<(), Refusal> {
     }
     expectation(&head.fields)?;
     let takes_trailers = trailers::are_wanted(&head.fields);
-    head.upgrade = upgrade(head)?;
+    if head.fields.has(FieldId::Upgrade) {
+        head.upgrade = upgrade(head)?;
+    }
     for name in nominated(&head.fields)? {
         head.fields.remove_named(&name);
     }
@@ -203,9 +205,6 @@ fn expectation(fields: &Fields) -> Result<(), Refusal> {
 /// not ask, which RFC 9110 §7.8 always allows; but with a body it could mean one request here and two behind us.
 fn upgrade(head: &Head) -> Result<Option<Arc<str>>, Refusal> {
     let fields = &head.fields;
-    if !fields.has(FieldId::Upgrade) {
-        return Ok(None);
-    }
     let body = fields.has(FieldId::TransferEncoding)
         || fields
             .get(FieldId::ContentLength)

@@ -13,7 +13,7 @@ use shared::clock;
 use tokio::time::timeout;
 
 use super::head::{self, Parsed, Refused};
-use super::line::{Carrier, Line};
+use super::line::{Bare, Carrier, Line};
 use super::outgoing::{Asked, Broken, Outgoing, switching, write_interim};
 use super::tunnel::{self, Opened};
 use super::{Front, Guest, LINGER, http2, linger};
@@ -354,7 +354,9 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         self.out = Vec::new();
         match self.opened.take() {
             Some(opened) => {
-                tunnel::run(&self.line, *opened, &self.deadline, &self.front.house).await
+                let said = self.line.take_incoming();
+                let (client, house) = (Bare(&self.line), &self.front.house);
+                tunnel::run(client, &said, *opened, &self.deadline, house).await
             }
             None => After::Abort,
         }

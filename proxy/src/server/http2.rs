@@ -9,6 +9,7 @@ mod flow;
 mod frames;
 mod head;
 mod stream;
+mod tunnel;
 mod wire;
 
 use std::cell::{Cell, RefCell};
@@ -219,6 +220,7 @@ fn settings(limits: &Limits) -> Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_MOST)
+        .enable_connect_protocol()
         .max_header_list_size(u32::try_from(list).unwrap_or(u32::MAX))
         .max_concurrent_streams(limits.max_streams)
         .max_local_error_reset_streams(Some(limits.max_streams.saturating_mul(2) as usize));

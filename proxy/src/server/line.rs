@@ -1,6 +1,6 @@
 //! A client's socket and what was read from it, shared by whoever reads the request's body and whoever writes the response.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use rustls::ProtocolVersion;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -258,11 +258,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
         Pin::new(&mut *self.io.borrow_mut()).poll_flush(context)
     }
 
-    /// The connection itself, for whoever speaks another protocol on it.
-    pub(super) fn io(&self) -> RefMut<'_, T> {
-        self.io.borrow_mut()
-    }
-
     /// What was read and not taken yet.
     pub(super) fn take_incoming(&self) -> BytesMut {
         std::mem::take(&mut self.incoming.borrow_mut())
@@ -281,6 +276,38 @@ impl<T: Carrier> Line<T> {
     /// Looks at the socket.
     pub(super) fn with_socket<R>(&self, look: impl FnOnce(&TcpStream) -> R) -> R {
         look(self.io.borrow().socket())
+    }
+}
+
+/// The connection itself, for whoever speaks another protocol on it.
+#[derive(Debug)]
+pub(super) struct Bare<'l, T>(pub(super) &'l Line<T>);
+
+impl<T: AsyncRead + Unpin> AsyncRead for Bare<'_, T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_read(context, into)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Bare<'_, T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.io.borrow_mut()).poll_shutdown(context)
     }
 }
 

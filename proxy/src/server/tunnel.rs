@@ -11,14 +11,12 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Buf;
 use shared::clock;
 use shared::rng::Rng;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
 use super::connection::After;
-use super::line::{Carrier, Line};
 use super::{House, LINGER};
 use crate::exchange::websocket::{Code, Frames, close, masked_close};
 use crate::exchange::{Bond, Closer, Deadline, Tunnel};
@@ -54,9 +52,10 @@ enum Ended {
     Cut(Code),
 }
 
-/// Joins the client's line to the node until the end. Says how the line is to be ended.
-pub(super) async fn run<T: Carrier, B>(
-    line: &Line<T>,
+/// Joins the client, who has said `said` already, to the node until the end. Says how the client's side is to be ended.
+pub(super) async fn run<C: AsyncRead + AsyncWrite + Unpin, B>(
+    client: C,
+    said: &[u8],
     opened: Opened<B>,
     deadline: &Deadline,
     house: &House,
@@ -81,13 +80,11 @@ pub(super) async fn run<T: Carrier, B>(
     down.take_in(&early);
     bond.trail.passed(early.len());
     drop(early);
-    let said = line.take_incoming();
-    up.take_in(&said);
+    up.take_in(said);
     bond.trail.received(said.len());
-    drop(said);
     deadline.move_to(bond.idle);
     let mut joint = Joint {
-        line,
+        client,
         node,
         up,
         down,
@@ -116,8 +113,8 @@ pub(super) async fn run<T: Carrier, B>(
     }
 }
 
-struct Joint<'t, T> {
-    line: &'t Line<T>,
+struct Joint<'t, C> {
+    client: C,
     node: Pin<Box<dyn crate::exchange::Wire>>,
     /// From the client to the node.
     up: Flow,
@@ -128,7 +125,7 @@ struct Joint<'t, T> {
     house: &'t House,
 }
 
-impl<T: Carrier> Joint<'_, T> {
+impl<C: AsyncRead + AsyncWrite + Unpin> Joint<'_, C> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
         if !self.bond.leash.holds() {
             return Poll::Ready(Ended::Cut(Code::ServiceRestart));
@@ -136,11 +133,11 @@ impl<T: Carrier> Joint<'_, T> {
         if self.house.is_ending() {
             return Poll::Ready(Ended::Cut(Code::GoingAway));
         }
-        let (client, node) = (&mut *self.line.io(), &mut self.node);
+        let (client, node) = (&mut self.client, &mut self.node);
         let mut piece = self.house.piece();
         let (mut upwards, mut downwards) = (0, 0);
         let up = self.up.poll(
-            Pin::new(client),
+            Pin::new(&mut *client),
             node.as_mut(),
             &mut piece,
             &mut upwards,
@@ -148,7 +145,7 @@ impl<T: Carrier> Joint<'_, T> {
         );
         let down = self.down.poll(
             node.as_mut(),
-            Pin::new(client),
+            Pin::new(&mut *client),
             &mut piece,
             &mut downwards,
             context,
@@ -191,23 +188,18 @@ impl<T: Carrier> Joint<'_, T> {
         }
         poll_fn(|context| self.poll_end_frame(context)).await?;
         if self.down.may_close() {
-            let client = self.line;
-            let mut word = &close(code)[..];
-            while !word.is_empty() {
-                let written = poll_fn(|context| client.poll_write(context, word, b"")).await?;
-                word.advance(written);
-            }
-            poll_fn(|context| client.poll_flush(context)).await?;
+            self.client.write_all(&close(code)).await?;
+            self.client.flush().await?;
         }
         Ok(())
     }
 
     /// Passes on what the node has begun to say, up to the end of its frame and never beyond.
     fn poll_end_frame(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let client = &mut *self.line.io();
+        let client = &mut self.client;
         let mut piece = self.house.piece();
         loop {
-            ready!(self.down.poll_rest(Pin::new(client), context))
+            ready!(self.down.poll_rest(Pin::new(&mut *client), context))
                 .map_err(|_| io::ErrorKind::BrokenPipe)?;
             let owed = self
                 .down

@@ -8,6 +8,7 @@ use std::time::Duration;
 use proxy::steer::View;
 use shared::clock;
 
+use crate::harness::http2::{Ask, Proper};
 use crate::harness::node::Handed;
 use crate::harness::{A, Act, B, Client, Node, PATIENCE, Proxy, Setup, closed, open};
 
@@ -306,6 +307,73 @@ fn a_tunnel_is_no_request_in_flight_and_is_never_opened_to_a_standby() {
             .iter()
             .all(|seen| seen.field("upgrade").is_none())
     );
+}
+
+#[test]
+fn a_websocket_inside_of_http_2_is_one_of_http_1_1_to_its_node() {
+    let (node, handed) = node(b"early");
+    let proxy = Setup::new(&[&node]).start();
+    let client = Proper::connect(proxy.address);
+    let (status, stream) = client.switch("websocket");
+    let mut stream = stream.unwrap();
+    assert_eq!((status, &stream.exactly(5)[..]), (200, &b"early"[..]));
+    let seen = node.seen();
+    assert_eq!((seen.method(), seen.target()), ("GET", "/ws"));
+    assert_eq!(seen.fields("upgrade"), ["websocket"]);
+    assert_eq!(seen.field("sec-websocket-key").unwrap().len(), 24);
+    assert_eq!(seen.field("sec-websocket-version"), Some("13"));
+    let (mut far, _) = handed.recv_timeout(PATIENCE).unwrap();
+    let large: Vec<u8> = (0..500_000_u32).map(|n| (n % 251) as u8).collect();
+    stream.send(&large, false);
+    assert!(exactly(&mut far, large.len()) == large);
+    far.write_all(&large).unwrap();
+    assert!(stream.exactly(large.len()) == large);
+    let other = client.ask(Ask::get("http://a/"));
+    assert_eq!((other.status, tunnels(&proxy, "a")), (200, 1));
+    stream.send(b"end", true);
+    assert_eq!(to_the_end(&mut far), b"end");
+    far.write_all(b"last").unwrap();
+    drop(far);
+    assert_eq!(stream.exactly(100), b"last");
+    proxy.until("it is not counted any more", |proxy| {
+        tunnels(proxy, "a") == 0
+    });
+}
+
+#[test]
+fn a_websocket_inside_of_http_2_ends_with_its_node_s_role_and_its_connection_does_not() {
+    let (node, handed) = node(b"");
+    let proxy = Setup::new(&[&node]).start();
+    let client = Proper::connect(proxy.address);
+    let mut stream = client.switch("websocket").1.unwrap();
+    let (mut far, _) = handed.recv_timeout(PATIENCE).unwrap();
+    far.write_all(&[0x82, 3, 1]).unwrap();
+    assert_eq!(stream.exactly(3), [0x82, 3, 1]);
+    proxy
+        .steering
+        .publish(closed(1, "a planned switchover is under way"));
+    assert_eq!(exactly(&mut far, 2), [0x88, 0x82]);
+    far.write_all(&[2, 3, 0x81, 1, b'x']).unwrap();
+    assert_eq!(stream.exactly(100), [&[2, 3][..], RESTART].concat());
+    proxy.steering.publish(open(1, A));
+    assert_eq!(client.ask(Ask::get("http://a/")).status, 200);
+}
+
+#[test]
+fn what_is_not_spoken_is_never_a_success_to_an_http_2_client() {
+    let declines = Node::start(|_| Act::ok("a page"));
+    let proxy = Setup::new(&[&declines]).start();
+    let client = Proper::connect(proxy.address);
+    let (status, stream) = client.switch("websocket");
+    assert_eq!((status, stream.is_none()), (502, true));
+    declines.seen();
+    let (status, _) = client.switch("connect-udp");
+    assert_eq!(status, 501, "not on the list");
+    assert!(declines.rest().is_empty());
+    let forbids = Node::start(|_| Act::status(403, "no"));
+    let proxy = Setup::new(&[&forbids]).start();
+    let (status, _) = Proper::connect(proxy.address).switch("websocket");
+    assert_eq!(status, 403);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 
+use super::tunnel;
 use crate::config::Limits;
 use crate::exchange::fields::{FieldId, FieldSet, Fields, Span};
 use crate::exchange::{Fault, Head, Response};
@@ -57,7 +58,10 @@ impl Reader {
             raw: Vec::with_capacity(512),
             lines: &mut lines,
         };
-        let target = writing.start(&parts.method, parts.uri.path_and_query());
+        let upgrade = tunnel::wanted(parts);
+        // What a node is asked for, the stack is asked for.
+        let method = upgrade.map_or(&parts.method, |_| &Method::GET);
+        let target = writing.start(method, parts.uri.path_and_query());
         let fault = check(parts).and_then(|()| writing.fields(parts));
         let fault = fault.and_then(|()| {
             let too_large = writing.raw.len() > limits.max_header_bytes
@@ -75,7 +79,8 @@ impl Reader {
                 fields.push(*name, *value);
             }
         }
-        let head = Head::new(parts.method.clone(), target, Version::HTTP_2, fields);
+        let mut head = Head::new(method.clone(), target, Version::HTTP_2, fields);
+        head.upgrade = upgrade.map(Into::into);
         (Rc::new(head), fault.err())
     }
 }
@@ -90,6 +95,9 @@ fn check(parts: &Parts) -> Result<(), Fault> {
     let (host, second) = (hosts.next(), hosts.next());
     if second.is_some() {
         return Err(bad("more than one Host"));
+    }
+    if tunnel::wanted(parts).is_some() && tunnel::has_body(parts) {
+        return Err(bad("Content-Length in a request for another protocol"));
     }
     match (parts.uri.authority(), host) {
         (Some(authority), Some(host))
@@ -123,8 +131,15 @@ impl Writing<'_> {
         if let Some(authority) = parts.uri.authority() {
             self.line(b"host", authority.as_str().as_bytes())?;
         }
+        let switches = tunnel::wanted(parts).is_some();
+        if switches {
+            self.line(tunnel::KEY, &tunnel::key())?;
+        }
         let mut crumbs = false;
         for (name, value) in headers {
+            if switches && name.as_str().as_bytes() == tunnel::KEY {
+                continue;
+            }
             if name == COOKIE {
                 crumbs = true;
             } else if name != HOST || parts.uri.authority().is_none() {

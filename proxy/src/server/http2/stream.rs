@@ -16,12 +16,13 @@ use shared::clock;
 
 use super::body::{Uploading, Word};
 use super::flow::Piece;
-use super::{Connected, head};
-use crate::exchange::{Body, Deadline, Fault, Request, Response, Trail, trailers};
+use super::{Connected, head, tunnel};
+use crate::exchange::{Body, Deadline, Fault, Opens, Request, Response, Trail, trailers};
 use crate::server::Serves;
+use crate::server::tunnel::Opened;
 
 /// The largest piece that is handed to the library at once, in bytes.
-const PIECE_MOST: usize = 32 << 10;
+pub(super) const PIECE_MOST: usize = 32 << 10;
 
 /// A request that came.
 pub(super) type Incoming = (http::Request<RecvStream>, SendResponse<Piece>);
@@ -41,14 +42,15 @@ enum Broken {
 pub(super) async fn serve<S: Serves>((request, respond): Incoming, ours: Rc<Connected<S>>) {
     let guard = ours.enter();
     let (parts, stream) = request.into_parts();
-    if parts.uri.path_and_query().is_none() && parts.method != Method::CONNECT {
+    let switches = tunnel::wanted(&parts).is_some();
+    if parts.uri.path_and_query().is_none() && (switches || parts.method != Method::CONNECT) {
         // Malformed (RFC 9113 §8.3.1), and the library lets it pass.
         let mut respond = respond;
         respond.send_reset(Reason::PROTOCOL_ERROR);
         return guard.cut();
     }
     let is_head = parts.method == Method::HEAD;
-    let (request, mut respond) = receive(parts, stream, respond, &ours);
+    let (request, mut respond, stream) = receive(parts, stream, respond, &ours);
     // The stack is always ready, so one of them serves all connections.
     let mut call = ours.front.service.borrow_mut().call(request);
     let response = poll_fn(|context| {
@@ -64,6 +66,9 @@ pub(super) async fn serve<S: Serves>((request, respond): Incoming, ours: Rc<Conn
     let Some(response) = response else {
         return guard.cut();
     };
+    if let Some(stream) = stream {
+        return switch(respond, response, stream, &ours).await;
+    }
     let Some((mut sending, body)) =
         respond.with(|respond| begin(respond, response, is_head, &ours))
     else {
@@ -94,23 +99,23 @@ fn receive<S>(
     stream: RecvStream,
     respond: SendResponse<Piece>,
     ours: &Connected<S>,
-) -> (Request, Word) {
+) -> (Request, Word, Option<RecvStream>) {
     let (head, fault) = ours.reader.request(&parts, &ours.front.limits);
-    let ended = stream.is_end_stream();
+    let switches = head.upgrade.is_some();
+    let ended = stream.is_end_stream() || switches;
     let waits = !ended && parts.headers.contains_key(EXPECT);
     let respond = if waits {
         Word::shared(respond)
     } else {
         Word::Own(respond)
     };
-    let body = if ended {
-        Body::Empty
-    } else {
-        Body::Stream(Box::pin(Uploading::new(
-            stream,
-            &parts.headers,
-            respond.share(),
-        )))
+    let (body, kept) = match (switches, ended) {
+        (true, _) => (Body::Empty, Some(stream)),
+        (false, true) => (Body::Empty, None),
+        (false, false) => {
+            let body = Uploading::new(stream, &parts.headers, respond.share());
+            (Body::Stream(Box::pin(body)), None)
+        }
     };
     let request = Request {
         head,
@@ -118,7 +123,40 @@ fn receive<S>(
         fault,
         trail: Rc::new(Trail::new(clock::now(), Rc::clone(&ours.peer))),
     };
-    (request, respond)
+    (request, respond, kept)
+}
+
+/// Answers a request for another protocol, and speaks it if the node does.
+async fn switch<S: Serves>(
+    mut respond: Word,
+    mut response: Response<S::Body>,
+    stream: RecvStream,
+    ours: &Rc<Connected<S>>,
+) {
+    let Some(to_node) = response.body.take_tunnel() else {
+        // The reason is in the log; a body would be more than a client that wants a tunnel looks at.
+        let status = response.status;
+        let head = if status.is_success() || status.is_informational() {
+            tunnel::declined()
+        } else {
+            head::response(response, Some(0), &ours.front.dates).0
+        };
+        let _ = respond.with(|respond| respond.send_response(head, true));
+        return;
+    };
+    response.status = StatusCode::OK;
+    response.reason = None;
+    response.fields.remove_named(tunnel::ACCEPT);
+    let (head, record) = head::response(response, None, &ours.front.dates);
+    let Ok(sending) = respond.with(|respond| respond.send_response(head, false)) else {
+        return;
+    };
+    let opened = Opened {
+        tunnel: to_node,
+        head: Vec::new(),
+        _record: record,
+    };
+    tunnel::run(stream, sending, opened, ours).await;
 }
 
 /// Sends the head of a response; the body is what is left to send, if anything is. `None` if the client is gone.

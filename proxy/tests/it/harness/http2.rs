@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::SendRequest;
+use h2::ext::Protocol;
 use http::{HeaderMap, Method, Request};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -124,6 +125,28 @@ impl Proper {
         Self { runtime, send }
     }
 
+    /// Asks for another protocol: the answer's status, and the stream if there is one.
+    pub(crate) fn switch(&self, protocol: &str) -> (u16, Option<Switched<'_>>) {
+        let mut ask = Ask::new("CONNECT", "http://a/ws", &[("sec-websocket-version", "13")]);
+        let wanted = Protocol::from(protocol);
+        ask.head.extensions_mut().insert(wanted);
+        self.runtime.block_on(async {
+            let mut send = self.send.clone().ready().await.unwrap();
+            let allowed = async {
+                while !send.is_extended_connect_protocol_enabled() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(PATIENCE, allowed).await.expect("never allowed");
+            let (response, to) = send.send_request(ask.head, false).unwrap();
+            let (head, from) = response.await.unwrap().into_parts();
+            let status = head.status.as_u16();
+            let ended = from.is_end_stream();
+            let client = self;
+            (status, (!ended).then_some(Switched { client, to, from }))
+        })
+    }
+
     pub(crate) fn ask(&self, ask: Ask) -> Answer {
         self.all([ask]).remove(0)
     }
@@ -140,6 +163,37 @@ impl Proper {
                 answers.push(one.await.unwrap().expect("no answer"));
             }
             answers
+        })
+    }
+}
+
+/// A stream that speaks another protocol.
+pub(crate) struct Switched<'c> {
+    client: &'c Proper,
+    to: h2::SendStream<Bytes>,
+    from: h2::RecvStream,
+}
+
+impl Switched<'_> {
+    pub(crate) fn send(&mut self, bytes: &[u8], last: bool) {
+        self.to.reserve_capacity(bytes.len());
+        self.to
+            .send_data(Bytes::copy_from_slice(bytes), last)
+            .unwrap();
+    }
+
+    /// Reads so many bytes, or up to the end.
+    pub(crate) fn exactly(&mut self, length: usize) -> Vec<u8> {
+        let from = &mut self.from;
+        self.client.runtime.block_on(async {
+            let mut all = Vec::new();
+            while all.len() < length {
+                let next = timeout(PATIENCE, from.data()).await.expect("nothing came");
+                let Some(Ok(data)) = next else { break };
+                let _ = from.flow_control().release_capacity(data.len());
+                all.extend_from_slice(&data);
+            }
+            all
         })
     }
 }
