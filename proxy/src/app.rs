@@ -23,6 +23,7 @@ use crate::control::Chronicle;
 use crate::layer::access_log::{self, AccessLog, Writer};
 use crate::metrics::Metrics;
 use crate::secret::Secret;
+use crate::supervisor::{self, State};
 use crate::worker::{self, Workers};
 
 /// The access log may take this long to write its last lines.
@@ -92,6 +93,7 @@ pub async fn run(settings: Settings, switch: Switch) -> Result<(), String> {
     for address in workers.addresses() {
         tracing::info!(%address, admin = %settings.admin.bind, "listening");
     }
+    supervisor::tell(State::Ready);
     let mut app = App {
         settings,
         metrics,
@@ -105,6 +107,7 @@ pub async fn run(settings: Settings, switch: Switch) -> Result<(), String> {
     app.serve(&mut signals, &mut asked).await;
 
     let drain_timeout = app.settings.drain_timeout;
+    supervisor::tell(State::Stopping);
     tracing::info!(within = ?drain_timeout, "draining");
     end_workers.begin();
     let App {

@@ -15,6 +15,7 @@ pub mod secret;
 pub mod server;
 pub mod stack;
 pub mod steer;
+pub mod supervisor;
 pub mod tls;
 pub mod upstream;
 pub mod worker;

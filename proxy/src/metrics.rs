@@ -283,6 +283,7 @@ impl Metrics {
         }
         for family in [
             &self.upstream_connections,
+            &self.tunnels,
             &self.breaker_state,
             &self.node_up,
             &self.node_primary,

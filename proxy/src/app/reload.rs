@@ -10,11 +10,14 @@ use super::services::Services;
 use super::{App, start_log};
 use crate::admin::Reloaded;
 use crate::config;
+use crate::supervisor::{self, State};
 
 impl App {
     /// Reads the configuration again and puts it in force. What came of it is also logged and counted.
     pub(super) async fn reload(&mut self) -> Result<Reloaded, String> {
+        supervisor::tell(State::Reloading);
         let result = self.try_reload().await;
+        supervisor::tell(State::Ready);
         let label = if result.is_ok() { "ok" } else { "refused" };
         self.metrics
             .config_reloads

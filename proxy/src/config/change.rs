@@ -84,13 +84,12 @@ impl Change {
 
 /// What cannot be changed while the program runs.
 fn fixed(now: &Settings, next: &Settings) -> Vec<(&'static str, String)> {
-    let advice = "needs a restart: hotwarm run --takeover does it without refusing a connection";
     let mut fixed = Vec::new();
     let mut note = |key, is_same: bool, was: String| {
         if !is_same {
             fixed.push((
                 key,
-                format!("is {was} in the running process; a change {advice}"),
+                format!("is {was} in the running process; a change needs a restart"),
             ));
         }
     };

@@ -105,7 +105,7 @@ fn a_file_with_a_fault_changes_nothing_and_the_fault_is_named_by_its_place() {
         ),
         (
             format!("log = {{ format = \"json\" }}\n---\n{good}"),
-            "needs a restart: hotwarm run --takeover",
+            "a change needs a restart",
         ),
         (
             format!("access_log = {{ path = \"no/such/folder\" }}\n---\n{good}"),
