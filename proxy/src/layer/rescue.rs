@@ -1,5 +1,9 @@
-//! The only place where an error becomes a response: an RFC 9457 problem for people and programs, an RFC 9209 `Proxy-Status`
-//! for whoever looks into chains of proxies, and `Retry-After` where waiting helps.
+//! The only place where an error becomes a response: a page for people, an RFC 9457 problem for programs, a status of its own
+//! for gRPC; an RFC 9209 `Proxy-Status` for whoever looks into chains of proxies, and `Retry-After` where waiting helps.
+
+pub mod grpc;
+pub mod page;
+pub mod wants;
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,10 +15,11 @@ use http::StatusCode;
 use std::convert::Infallible;
 use tower::{Layer, Service};
 
+use self::wants::Wants;
 use crate::exchange::fields::FieldSet;
 use crate::exchange::{
-    Body, Cause, Closer, Fault, Reach, Request, Response, Trail, Unavailable, Unconfirmed,
-    UpstreamFault,
+    Body, Cause, Closer, Fault, Reach, Request, RequestId, Response, Trail, Unavailable,
+    Unconfirmed, UpstreamFault,
 };
 
 /// What a client that is turned away should wait before it comes again, in seconds: a promotion takes less.
@@ -87,7 +92,10 @@ where
                     Closer::Proxy
                 });
                 tracing::debug!(%fault, "answer in the node's stead");
-                response(&fault)
+                let head = this.trail.head();
+                let wants = head.map_or(Wants::Problem, |head| Wants::of(head));
+                let id = this.trail.id().map(RequestId::as_bytes);
+                response(&fault, &wants, id)
             }
         }))
     }
@@ -101,34 +109,46 @@ struct Named {
     detail: String,
 }
 
-/// Makes the response to a fault.
+/// Makes the response to a fault, in the form that the client wants; `id` is what its request is called.
 #[must_use]
-pub fn response(fault: &Fault) -> Response {
+pub fn response(fault: &Fault, wants: &Wants, id: Option<&[u8]>) -> Response {
     let Named {
         status,
         error,
         detail,
     } = name(fault);
-    let title = status.canonical_reason().unwrap_or("Error");
-    let problem = serde_json::json!({
-        "type": "about:blank",
-        "title": title,
-        "status": status.as_u16(),
-        "detail": detail,
-    });
-    let body = Bytes::from(problem.to_string());
-    let proxy_status = format!("hotwarm; error={error}; details=\"{}\"", quoted(&detail));
-    let mut response = Response::new(status, Body::full(body));
+    let wait = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(COME_AGAIN);
+    let mut response = match wants {
+        Wants::Problem => {
+            let body = problem(status, &detail);
+            with_body(status, "application/problem+json", body)
+        }
+        Wants::Page => {
+            let body = page::page(fault, status, id, wait);
+            let mut response = with_body(status, "text/html; charset=utf-8", body);
+            let policy = page::POLICY.as_bytes();
+            response.fields.add("Content-Security-Policy", policy);
+            response
+        }
+        Wants::Grpc(kind) => {
+            let mut response = Response::new(StatusCode::OK, Body::Empty);
+            let fields = &mut response.fields;
+            fields.add("Content-Type", kind.as_bytes());
+            fields.add("Grpc-Status", grpc::code(fault, status).as_bytes());
+            fields.add("Grpc-Message", grpc::message(&detail).as_bytes());
+            response
+        }
+    };
     response.last = matches!(
         fault,
         Fault::Request { .. } | Fault::HeadTooSlow | Fault::BodyBroken | Fault::BodyTooSlow
     );
+    let proxy_status = format!("hotwarm; error={error}; details=\"{}\"", quoted(&detail));
     let fields = &mut response.fields;
-    fields.add("Content-Type", b"application/problem+json");
     fields.add("Cache-Control", b"no-store");
     fields.add("Proxy-Status", proxy_status.as_bytes());
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        fields.add("Retry-After", COME_AGAIN.as_bytes());
+    if let Some(wait) = wait {
+        fields.add("Retry-After", wait.as_bytes());
     }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         fields.add("Allow", METHODS.as_bytes());
@@ -136,10 +156,26 @@ pub fn response(fault: &Fault) -> Response {
     response
 }
 
+fn problem(status: StatusCode, detail: &str) -> String {
+    let problem = serde_json::json!({
+        "type": "about:blank",
+        "title": status.canonical_reason().unwrap_or("Error"),
+        "status": status.as_u16(),
+        "detail": detail,
+    });
+    problem.to_string()
+}
+
+fn with_body(status: StatusCode, kind: &str, body: String) -> Response {
+    let mut response = Response::new(status, Body::full(Bytes::from(body)));
+    response.fields.add("Content-Type", kind.as_bytes());
+    response
+}
+
 /// The response to a fault as bytes, for connections that nobody reads a request from.
 #[must_use]
 pub fn raw(fault: &Fault) -> Bytes {
-    let response = response(fault);
+    let response = response(fault, &Wants::Problem, None);
     let (code, reason) = (response.status.as_u16(), response.reason());
     let mut text = format!("HTTP/1.1 {code} ").into_bytes();
     text.extend_from_slice(reason);
@@ -164,7 +200,14 @@ fn name(fault: &Fault) -> Named {
         detail,
     };
     match fault {
-        Fault::Request { status, why } => named(*status, "http_request_error", (*why).to_owned()),
+        Fault::Request { status, why } => {
+            let error = if *status == StatusCode::LOOP_DETECTED {
+                "proxy_loop_detected"
+            } else {
+                "http_request_error"
+            };
+            named(*status, error, (*why).to_owned())
+        }
         Fault::BodyBroken => named(
             StatusCode::BAD_REQUEST,
             "http_request_error",
@@ -236,6 +279,9 @@ fn upstream(fault: &UpstreamFault) -> Named {
         Cause::NameLookup => (StatusCode::BAD_GATEWAY, "dns_error"),
         Cause::Certificate(_) => (StatusCode::BAD_GATEWAY, "tls_certificate_error"),
         Cause::Handshake(_) => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
+        Cause::Closed | Cause::Io(_) if matches!(fault.reach, Reach::Head | Reach::Body) => {
+            (StatusCode::BAD_GATEWAY, "http_response_incomplete")
+        }
         Cause::Closed | Cause::Io(_) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Cause::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Cause::IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_read_timeout"),
@@ -273,8 +319,8 @@ mod tests {
     use super::*;
     use crate::logic::NodeId;
 
-    fn problem(fault: &Fault) -> (u16, serde_json::Value, String) {
-        let response = response(fault);
+    fn told(fault: &Fault) -> (u16, serde_json::Value, String) {
+        let response = response(fault, &Wants::Problem, None);
         let Body::Full(body) = &response.body else {
             panic!("no body");
         };
@@ -284,6 +330,10 @@ mod tests {
             value,
             field(&response, "Proxy-Status").unwrap(),
         )
+    }
+
+    fn problem_of(fault: &Fault) -> Response {
+        response(fault, &Wants::Problem, None)
     }
 
     fn field(response: &Response, name: &str) -> Option<String> {
@@ -304,7 +354,7 @@ mod tests {
             reach: Reach::Sent,
             cause: Cause::Closed,
         });
-        let (status, problem, proxy_status) = problem(&fault);
+        let (status, problem, proxy_status) = told(&fault);
         assert_eq!((status, problem["status"].as_u64()), (502, Some(502)));
         assert_eq!(problem["title"], "Bad Gateway");
         let detail =
@@ -320,26 +370,116 @@ mod tests {
             waited: Duration::from_secs(10),
             why: Some("the \"primary\" is in trouble — crash".into()),
         });
-        let (status, _, proxy_status) = problem(&fault);
+        let (status, _, proxy_status) = told(&fault);
         assert_eq!(status, 503);
         assert!(
             proxy_status.contains("within 10s: the \\\"primary\\\" is in trouble ? crash"),
             "{proxy_status}"
         );
         assert_eq!(
-            field(&response(&fault), "Retry-After").as_deref(),
+            field(&problem_of(&fault), "Retry-After").as_deref(),
             Some("1")
         );
         let not_allowed = Fault::Request {
             status: StatusCode::METHOD_NOT_ALLOWED,
             why: "never forwarded",
         };
-        assert!(field(&response(&not_allowed), "Allow").is_some());
+        assert!(field(&problem_of(&not_allowed), "Allow").is_some());
         let text = String::from_utf8(raw(&not_allowed).to_vec()).unwrap();
         assert!(
             text.starts_with("HTTP/1.1 405 Method Not Allowed\r\n"),
             "{text}"
         );
         assert!(text.contains("\r\nConnection: close\r\n\r\n{"), "{text}");
+    }
+
+    #[test]
+    fn a_person_gets_a_page_and_grpc_a_status_of_its_own() {
+        let fault = Fault::Unavailable(Unavailable::Connections);
+        let page = response(&fault, &Wants::Page, Some(b"id7"));
+        let kind = "text/html; charset=utf-8";
+        assert_eq!(field(&page, "Content-Type").as_deref(), Some(kind));
+        assert!(field(&page, "Content-Security-Policy").is_some_and(|it| it.contains("'none'")));
+        assert_eq!(
+            (page.status.as_u16(), field(&page, "Retry-After")),
+            (503, Some("1".into()))
+        );
+        let Body::Full(body) = &page.body else {
+            panic!("no body");
+        };
+        let text = std::str::from_utf8(body).unwrap();
+        assert!(
+            text.contains("again in 1 second.") && text.contains("id7"),
+            "{text}"
+        );
+        let grpc = response(&fault, &Wants::Grpc("application/grpc+x".into()), None);
+        assert_eq!(grpc.status.as_u16(), 200);
+        assert!(matches!(grpc.body, Body::Empty));
+        for (name, value) in [
+            ("Content-Type", "application/grpc+x"),
+            ("Grpc-Status", "14"),
+            ("Grpc-Message", "all connections are taken"),
+        ] {
+            assert_eq!(field(&grpc, name).as_deref(), Some(value));
+        }
+        assert!(field(&grpc, "Proxy-Status").is_some());
+    }
+
+    #[test]
+    fn each_fault_has_the_error_of_the_registry() {
+        let upstream = |reach, cause| {
+            Fault::Upstream(UpstreamFault {
+                node: NodeId(0),
+                reach,
+                cause,
+            })
+        };
+        for (fault, error) in [
+            (
+                upstream(Reach::Sent, Cause::Closed),
+                "connection_terminated",
+            ),
+            (
+                upstream(Reach::Head, Cause::Closed),
+                "http_response_incomplete",
+            ),
+            (
+                upstream(Reach::Connect, Cause::Refused),
+                "connection_refused",
+            ),
+            (
+                upstream(Reach::Connect, Cause::ConnectTimeout),
+                "connection_timeout",
+            ),
+            (upstream(Reach::Connect, Cause::NameLookup), "dns_error"),
+            (
+                upstream(Reach::Sent, Cause::ResponseTimeout),
+                "http_response_timeout",
+            ),
+            (
+                upstream(Reach::Sent, Cause::IdleTimeout),
+                "connection_read_timeout",
+            ),
+            (
+                upstream(Reach::Head, Cause::Malformed("x")),
+                "http_protocol_error",
+            ),
+            (
+                upstream(Reach::Connect, Cause::Full),
+                "connection_limit_reached",
+            ),
+            (Fault::NoService, "destination_not_found"),
+            (Fault::HeadTooSlow, "http_request_error"),
+            (
+                Fault::Request {
+                    status: StatusCode::LOOP_DETECTED,
+                    why: "x",
+                },
+                "proxy_loop_detected",
+            ),
+        ] {
+            let (_, _, status) = told(&fault);
+            assert!(status.contains(&format!("error={error};")), "{status}");
+        }
     }
 }
