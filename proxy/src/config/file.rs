@@ -47,7 +47,7 @@ pub enum AccessFormat {
     /// One JSON object a line, with the attempts and every phase's time.
     #[default]
     Json,
-    /// The combined log format of Apache and nginx.
+    /// The combined log format of Apache and nginx, with the attempts and every phase's time behind it.
     Combined,
 }
 

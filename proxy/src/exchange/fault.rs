@@ -181,6 +181,26 @@ impl Cause {
         )
     }
 
+    /// The word in the access log.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::ConnectTimeout => "connect-timeout",
+            Self::NameLookup => "name-not-found",
+            Self::Certificate(_) => "certificate",
+            Self::Handshake(_) => "handshake",
+            Self::Closed => "closed",
+            Self::Io(_) => "io",
+            Self::ResponseTimeout => "response-timeout",
+            Self::IdleTimeout => "idle-timeout",
+            Self::Malformed(_) => "malformed",
+            Self::Broken(_) => "breaker-open",
+            Self::Full => "full",
+            Self::Abandoned => "abandoned",
+        }
+    }
+
     /// What happened on a connection.
     #[must_use]
     pub fn io(error: &io::Error) -> Self {

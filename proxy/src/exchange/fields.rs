@@ -55,6 +55,12 @@ pub enum FieldId {
     XRequestId,
     /// What else proxies say about a client, and an application might believe: `X-Real-IP` and any other `X-Forwarded-…`.
     Claim,
+    /// `traceparent`
+    Traceparent,
+    /// `tracestate`
+    Tracestate,
+    /// What some applications take for the method: `X-HTTP-Method-Override`, `X-HTTP-Method`, `X-Method-Override`.
+    MethodOverride,
     /// What says who a client is by its certificate: `Client-Cert`, `Client-Cert-Chain` (RFC 9440), `X-Client-Cert-Subject`.
     Certificate,
     /// `Date`
@@ -95,7 +101,7 @@ impl FieldId {
 }
 
 /// The known names in lower case; those of one length and first letter stand together.
-const KNOWN: [(FieldId, &str); 27] = [
+const KNOWN: [(FieldId, &str); 32] = [
     (FieldId::Te, "te"),
     (FieldId::Via, "via"),
     (FieldId::Host, "host"),
@@ -108,20 +114,25 @@ const KNOWN: [(FieldId, &str); 27] = [
     (FieldId::Claim, "x-real-ip"),
     (FieldId::UserAgent, "user-agent"),
     (FieldId::Connection, "connection"),
+    (FieldId::Tracestate, "tracestate"),
     (FieldId::KeepAlive, "keep-alive"),
     (FieldId::Certificate, "client-cert"),
+    (FieldId::Traceparent, "traceparent"),
     (FieldId::XRequestId, "x-request-id"),
     (FieldId::MaxForwards, "max-forwards"),
     (FieldId::ContentLength, "content-length"),
+    (FieldId::MethodOverride, "x-http-method"),
     (FieldId::Http2Settings, "http2-settings"),
     (FieldId::XForwardedFor, "x-forwarded-for"),
     (FieldId::XForwardedHost, "x-forwarded-host"),
     (FieldId::ProxyConnection, "proxy-connection"),
     (FieldId::TransferEncoding, "transfer-encoding"),
     (FieldId::Certificate, "client-cert-chain"),
+    (FieldId::MethodOverride, "x-method-override"),
     (FieldId::XForwardedProto, "x-forwarded-proto"),
     (FieldId::ProxyAuthenticate, "proxy-authenticate"),
     (FieldId::Certificate, "x-client-cert-subject"),
+    (FieldId::MethodOverride, "x-http-method-override"),
     (FieldId::Claim, "x-original-forwarded-for"),
 ];
 
@@ -129,7 +140,7 @@ const KNOWN: [(FieldId, &str); 27] = [
 const BY_LENGTH_AND_LETTER: [u8; 1024] = {
     let mut table = [0_u8; 1024];
     let mut at = KNOWN.len();
-    let mut number: u8 = 27;
+    let mut number: u8 = 32;
     assert!(KNOWN.len() == number as usize, "the two count together");
     while at > 0 {
         let name = KNOWN[at - 1].1.as_bytes();
@@ -538,6 +549,12 @@ mod tests {
             ("client-cert-CHAIN", FieldId::Certificate),
             ("X-Client-Cert-Subject", FieldId::Certificate),
             ("client_cert", FieldId::Underscored),
+            ("TraceParent", FieldId::Traceparent),
+            ("tracestate", FieldId::Tracestate),
+            ("X-HTTP-Method-Override", FieldId::MethodOverride),
+            ("x-http-METHOD", FieldId::MethodOverride),
+            ("X-Method-Override", FieldId::MethodOverride),
+            ("X-HTTP-Method-Overridd", FieldId::Other),
             ("x-forwarded", FieldId::Other),
             ("x-forwarded_for", FieldId::Underscored),
             ("x-forwarded-access_token", FieldId::Underscored),

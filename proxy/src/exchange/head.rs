@@ -85,6 +85,13 @@ impl Head {
         }
     }
 
+    /// The method, if it is certain that the application understands no other: some take it from a field. What that makes
+    /// of the request nobody knows here, so it counts as a write that must not be repeated.
+    #[must_use]
+    pub fn certain_method(&self) -> Option<&Method> {
+        (!self.fields.has(FieldId::MethodOverride)).then_some(&self.method)
+    }
+
     /// Whether the host is the target's and not the field's.
     #[must_use]
     pub const fn has_authority(&self) -> bool {

@@ -26,6 +26,10 @@ pub struct Tried {
     pub node: NodeId,
     /// How it ended: `ok`, or what is known of its processing.
     pub result: &'static str,
+    /// What happened, in a word; empty if it was answered.
+    pub error: &'static str,
+    /// Whether a byte of it may have reached the node.
+    pub sent: bool,
     /// How long it took.
     pub took: Duration,
 }
@@ -84,6 +88,8 @@ pub struct Peer {
     pub ip: IpAddr,
     /// The same as text.
     pub shown: Box<str>,
+    /// How `Forwarded` begins that says who it is and what it speaks (RFC 7239).
+    pub forwarded: Box<str>,
     /// What it speaks: `http`, or `https` if the connection is encrypted.
     pub scheme: &'static str,
     /// How long it may pause within a body.
@@ -125,9 +131,15 @@ impl Peer {
     #[must_use]
     pub fn new(ip: IpAddr, scheme: &'static str, body_idle: Duration) -> Rc<Self> {
         let ip = ip.to_canonical();
+        let shown = ip.to_string();
+        let node = match ip {
+            IpAddr::V4(_) => shown.clone(),
+            IpAddr::V6(_) => format!("\"[{shown}]\""),
+        };
         Rc::new(Self {
             ip,
-            shown: ip.to_string().into(),
+            shown: shown.into(),
+            forwarded: format!("for={node};proto={scheme}").into(),
             scheme,
             body_idle,
             encryption: None,
@@ -140,6 +152,7 @@ impl Peer {
         Rc::new(Self {
             ip: self.ip,
             shown: self.shown.clone(),
+            forwarded: self.forwarded.clone(),
             scheme: self.scheme,
             body_idle: self.body_idle,
             encryption: Some(encryption),
@@ -472,6 +485,8 @@ mod tests {
             trail.tried(Tried {
                 node: NodeId(n),
                 result: "never-sent",
+                error: "refused",
+                sent: false,
                 took: Duration::ZERO,
             });
         }

@@ -2,6 +2,9 @@
 //!
 //! What a client says about itself is believed only if the peer is a trusted proxy; everybody else's word is replaced.
 
+pub mod chain;
+pub mod trace;
+
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -12,6 +15,7 @@ use http::{StatusCode, Version};
 use shared::rng::Rng;
 use tower::{Layer, Service};
 
+use self::chain::Step;
 use super::checked::Checked;
 use crate::config;
 use crate::exchange::fields::{FieldId, FieldSet, Fields};
@@ -50,6 +54,12 @@ pub fn outbound(
     service: &config::Service,
     rng: &mut Rng,
 ) -> Result<(), Fault> {
+    trace::check(&mut head.fields);
+    if head.version == Version::HTTP_10 && head.host().is_empty() {
+        // Nodes are asked in HTTP/1.1, where it must be there even if it says nothing (RFC 9112 §3.2).
+        head.fields.remove(FieldSet::of(&[FieldId::Host]));
+        head.fields.add("Host", b"");
+    }
     let certified = trail.peer.certified();
     if !head.fields.present().meets(SAID) && !matches!(certified, Certified::As { .. }) {
         // Nothing to keep, to extend or to take away: it is all written behind the head.
@@ -65,21 +75,7 @@ pub fn outbound(
     }
     certificate(fields, certified);
     via(fields, head.version)?;
-    forwarded_for(fields, trail, service, trusted);
-    say(
-        fields,
-        FieldId::XForwardedProto,
-        "X-Forwarded-Proto",
-        trail.peer.scheme.as_bytes(),
-        trusted,
-    );
-    say(
-        fields,
-        FieldId::XForwardedHost,
-        "X-Forwarded-Host",
-        &host,
-        trusted,
-    );
+    way_here(fields, trail, service, trusted, &host);
     let given = fields
         .get(FieldId::XRequestId)
         .filter(|id| trusted && is_id(id));
@@ -136,9 +132,9 @@ fn is_trusted(service: &config::Service, address: IpAddr) -> bool {
         .any(|network| network.contains(address))
 }
 
-/// Says it in our words, unless a trusted peer has said it already.
-fn say(fields: &mut Fields, id: FieldId, name: &str, value: &[u8], trusted: bool) {
-    if trusted && fields.has(id) {
+/// Says it in our words, unless it has been said.
+fn say(fields: &mut Fields, id: FieldId, name: &str, value: &[u8], said: bool) {
+    if said && fields.has(id) {
         return;
     }
     fields.remove(FieldSet::of(&[id]));
@@ -151,8 +147,13 @@ fn say(fields: &mut Fields, id: FieldId, name: &str, value: &[u8], trusted: bool
 fn via(fields: &mut Fields, version: Version) -> Result<(), Fault> {
     let by_us = |value: &[u8]| {
         let steps = value.split(|byte| *byte == b',');
-        let ours = steps.filter(|step| step.trim_ascii().ends_with(PSEUDONYM.as_bytes()));
-        ours.count()
+        let by = |step: &[u8]| {
+            let mut words = step
+                .split(u8::is_ascii_whitespace)
+                .filter(|word| !word.is_empty());
+            words.nth(1) == Some(PSEUDONYM.as_bytes())
+        };
+        steps.filter(|step| by(step)).count()
     };
     let rounds: usize = fields.all(FieldId::Via).map(by_us).sum();
     if rounds >= ROUNDS_MOST {
@@ -170,19 +171,81 @@ fn via(fields: &mut Fields, version: Version) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Appends the peer to what trusted proxies said, or says it alone; finds out who the client is.
-fn forwarded_for(fields: &mut Fields, trail: &Trail, service: &config::Service, trusted: bool) {
-    let mut chain = Vec::new();
-    if trusted {
+/// Says in both ways who the client is and what it asked for: the peer is added to what trusted proxies said, or named alone.
+/// What they said in one way only is said in the other, too, so that it does not matter which of them an application reads.
+fn way_here(
+    fields: &mut Fields,
+    trail: &Trail,
+    service: &config::Service,
+    trusted: bool,
+    host: &[u8],
+) {
+    let peer = &trail.peer;
+    let here = Step {
+        from: Some(peer.ip),
+        proto: peer.scheme.as_bytes(),
+        host,
+    };
+    let mut listed = Vec::new();
+    let mut forwarded = Vec::new();
+    let (mut proto, mut asked) = (here.proto.to_vec(), host.to_vec());
+    let lines = chain::steps(fields.all(FieldId::Forwarded)).filter(|_| trusted);
+    if trusted && fields.has(FieldId::XForwardedFor) {
         for value in fields.all(FieldId::XForwardedFor) {
-            chain.extend_from_slice(value);
-            chain.extend_from_slice(b", ");
+            listed.extend_from_slice(value);
+            listed.extend_from_slice(b", ");
         }
-        trail.set_client(client(&chain, service).unwrap_or(trail.peer.ip));
+        trail.set_client(client(&listed, service).unwrap_or(peer.ip));
+        if lines.as_ref().is_none_or(Vec::is_empty) {
+            let first = Step {
+                from: None,
+                proto: fields.get(FieldId::XForwardedProto).unwrap_or_default(),
+                host: fields.get(FieldId::XForwardedHost).unwrap_or_default(),
+            };
+            translate(&listed, first, &mut forwarded);
+        }
+    } else if let Some(entry) = lines.as_deref().and_then(|steps| entry(steps, service)) {
+        for step in lines.iter().flatten() {
+            let text = step
+                .from
+                .map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
+            listed.extend_from_slice(text.as_bytes());
+            listed.extend_from_slice(b", ");
+        }
+        trail.set_client(entry.from.unwrap_or(peer.ip));
+        for (said, by_us) in [(entry.proto, &mut proto), (entry.host, &mut asked)] {
+            if !said.is_empty() {
+                *by_us = said.to_vec();
+            }
+        }
     }
-    chain.extend_from_slice(trail.peer.shown.as_bytes());
+    chain::write(&mut forwarded, here);
+    listed.extend_from_slice(peer.shown.as_bytes());
+    let believed = lines.is_some();
+    if !believed {
+        fields.remove(FieldSet::of(&[FieldId::Forwarded]));
+    }
     fields.remove(FieldSet::of(&[FieldId::XForwardedFor]));
-    fields.add("X-Forwarded-For", &chain);
+    fields.add("X-Forwarded-For", &listed);
+    fields.add("Forwarded", &forwarded);
+    let (name, id) = ("X-Forwarded-Proto", FieldId::XForwardedProto);
+    say(fields, id, name, &proto, trusted);
+    let (name, id) = ("X-Forwarded-Host", FieldId::XForwardedHost);
+    say(fields, id, name, &asked, trusted);
+}
+
+/// Writes what stands in `X-Forwarded-For` as steps; the first of them asked for what `first` says.
+fn translate(listed: &[u8], first: Step<'_>, out: &mut Vec<u8>) {
+    let mut what = first;
+    for part in listed.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+        if part.is_empty() {
+            continue;
+        }
+        what.from = chain::address(part);
+        chain::write(out, what);
+        out.extend_from_slice(b", ");
+        what = Step::default();
+    }
 }
 
 /// The last address of the chain that is not a trusted proxy.
@@ -192,13 +255,23 @@ fn client(chain: &[u8], service: &config::Service) -> Option<IpAddr> {
         if part.is_empty() {
             continue;
         }
-        let address: IpAddr = std::str::from_utf8(part).ok()?.parse().ok()?;
+        let address = chain::address(part)?;
         last = Some(address);
         if !is_trusted(service, address) {
             break;
         }
     }
     last
+}
+
+/// The step by which the request came to the first trusted proxy.
+fn entry<'s>(steps: &[Step<'s>], service: &config::Service) -> Option<Step<'s>> {
+    let foreign = |step: &&Step<'_>| !step.from.is_some_and(|ip| is_trusted(service, ip));
+    steps
+        .iter()
+        .rfind(foreign)
+        .or_else(|| steps.first())
+        .copied()
 }
 
 fn is_id(id: &[u8]) -> bool {
@@ -346,12 +419,8 @@ mod tests {
         assert_eq!(fields["x-forwarded-proto"], "http");
         assert_eq!(fields["x-forwarded-host"], "shop");
         assert_eq!(fields["via"], "1.1 hotwarm");
-        for name in [
-            "forwarded",
-            "x-real-ip",
-            "x-forwarded-protocol",
-            "x-forwarded-user",
-        ] {
+        assert_eq!(fields["forwarded"], "for=9.9.9.9;proto=http;host=\"shop\"");
+        for name in ["x-real-ip", "x-forwarded-protocol", "x-forwarded-user"] {
             assert!(!fields.contains_key(name), "{name}");
         }
         assert_eq!(fields["x-request-id"].len(), 32);
@@ -369,7 +438,8 @@ mod tests {
         );
         assert_eq!(fields["x-forwarded-proto"], "https");
         assert_eq!(fields["x-forwarded-host"], "public");
-        assert_eq!(fields["forwarded"], "for=1.1.1.1");
+        let forwarded = "for=1.1.1.1 | for=10.1.1.1;proto=http;host=\"shop\"";
+        assert_eq!(fields["forwarded"], forwarded);
         assert_eq!(fields["x-forwarded-user"], "root");
         assert_eq!(fields["x-request-id"], "theirs");
         assert_eq!(
@@ -377,6 +447,53 @@ mod tests {
             "2.2.2.2",
             "the last that is not a proxy of ours"
         );
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_in_one_way_is_said_in_the_other_too() {
+        let old = [
+            ("x-forwarded-for", "2001:db8::1, 10.0.0.7:99"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "public:8443"),
+        ];
+        let (fields, trail) = outbound_from("10.1.1.1", "\"10.0.0.0/8\"", &old);
+        assert_eq!(
+            fields["forwarded"],
+            "for=\"[2001:db8::1]\";proto=https;host=\"public:8443\", for=10.0.0.7, for=10.1.1.1;proto=http;host=\"shop\""
+        );
+        assert_eq!(trail.client().to_string(), "2001:db8::1");
+
+        let new = [
+            (
+                "forwarded",
+                "for=\"[2001:db8::1]:5\";proto=https;host=\"public:8443\"",
+            ),
+            ("forwarded", "for=10.0.0.7;proto=http;host=inner"),
+        ];
+        let (fields, trail) = outbound_from("10.1.1.1", "\"10.0.0.0/8\"", &new);
+        assert_eq!(fields["x-forwarded-for"], "2001:db8::1, 10.0.0.7, 10.1.1.1");
+        assert_eq!(fields["x-forwarded-proto"], "https");
+        assert_eq!(fields["x-forwarded-host"], "public:8443");
+        assert!(fields["forwarded"].ends_with("| for=10.1.1.1;proto=http;host=\"shop\""));
+        assert_eq!(trail.client().to_string(), "2001:db8::1");
+
+        let odd = [("forwarded", "for=1.1.1.1, for="), ("via", "1.1 other")];
+        let (fields, trail) = outbound_from("10.1.1.1", "\"10.0.0.0/8\"", &odd);
+        assert_eq!(fields["forwarded"], "for=10.1.1.1;proto=http;host=\"shop\"");
+        assert_eq!(fields["x-forwarded-for"], "10.1.1.1");
+        assert_eq!(trail.client().to_string(), "10.1.1.1");
+    }
+
+    #[test]
+    fn a_client_of_http_1_0_without_a_host_leaves_an_empty_one() {
+        let mut head = Head::for_test("GET", "/", "accept: */*\r\n");
+        head.version = Version::HTTP_10;
+        let trail = Trail::for_test();
+        outbound(&mut head, &trail, &service(""), &mut Rng::with_seed(1)).unwrap();
+        let mut text = Vec::new();
+        head.fields.write(&mut text, FieldSet::NONE);
+        assert_eq!(text, b"accept: */*\r\nHost: \r\n");
+        assert!(trail.adds_lines());
     }
 
     #[test]
@@ -402,7 +519,10 @@ mod tests {
     fn a_request_that_goes_in_circles_is_stopped() {
         let (fields, _) = outbound_from("9.9.9.9", "", &[("via", "1.1 a, 1.1 hotwarm")]);
         assert_eq!(fields["via"], "1.1 a, 1.1 hotwarm | 1.1 hotwarm");
-        let many = ["1.1 hotwarm"; ROUNDS_MOST].join(", ");
+        let others = ["1.1 nothotwarm, 1.1 a (hotwarm)"; ROUNDS_MOST].join(", ");
+        let mut head = Head::for_test("GET", "/", &format!("via: {others}\r\n"));
+        assert!(via(&mut head.fields, Version::HTTP_11).is_ok());
+        let many = ["1.1 hotwarm (x)"; ROUNDS_MOST].join(", ");
         let mut head = Head::for_test("GET", "/", &format!("via: {many}\r\n"));
         assert!(via(&mut head.fields, Version::HTTP_11).is_err());
     }

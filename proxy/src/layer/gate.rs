@@ -20,7 +20,7 @@ use tower::{Layer, Service};
 
 use super::hold::Admitted;
 use super::retry::Answered;
-use crate::exchange::{Fault, Response, Trail, Unconfirmed};
+use crate::exchange::{Fault, Head, Response, Trail, Unconfirmed};
 use crate::logic::NodeId;
 use crate::logic::seen::Seen;
 use crate::metrics::local::ServiceNumbers;
@@ -83,8 +83,11 @@ enum Standing {
 impl Rules {
     /// Whether the response to a request of this method waits. Of one that nobody has named only the application knows
     /// whether it writes (WebDAV's do, and `post` is POST to many), so it counts as a write.
-    fn waits(&self, method: &Method) -> bool {
+    fn waits(&self, head: &Head) -> bool {
         use Method as M;
+        let Some(method) = head.certain_method() else {
+            return !self.methods.is_empty();
+        };
         let named = matches!(
             *method,
             M::GET | M::HEAD | M::OPTIONS | M::POST | M::PUT | M::PATCH | M::DELETE
@@ -274,7 +277,7 @@ where
     }
 
     fn call(&mut self, admitted: Admitted) -> Gating<S::Future> {
-        if !self.rules.waits(&admitted.request.head.method) {
+        if !self.rules.waits(&admitted.request.head) {
             let call = self.inner.call(admitted);
             return Gating(State::Free(call));
         }

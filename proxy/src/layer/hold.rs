@@ -338,7 +338,11 @@ impl Seat<'_> {
 /// Safe methods may go where nothing may be written. What passes through a tunnel may write.
 #[must_use]
 pub fn class(head: &Head) -> Class {
-    let is_safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let method = head.certain_method();
+    let is_safe = matches!(
+        method,
+        Some(&Method::GET | &Method::HEAD | &Method::OPTIONS)
+    );
     if is_safe && head.upgrade.is_none() {
         Class::Safe
     } else {

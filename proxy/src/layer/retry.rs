@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use http::Method;
 use shared::clock;
 use tower::{Layer, Service};
 
@@ -207,12 +206,25 @@ impl Journey {
         }
     }
 
-    fn tried(&mut self, now: Instant, result: &'static str) -> Duration {
+    /// An answer came.
+    fn answered(&mut self, now: Instant, result: &'static str) -> Duration {
+        self.tried(now, result, "", true)
+    }
+
+    fn tried(
+        &mut self,
+        now: Instant,
+        result: &'static str,
+        error: &'static str,
+        sent: bool,
+    ) -> Duration {
         self.tried.add(self.at.node);
         let took = now.saturating_duration_since(self.began);
         self.trail.tried(Tried {
             node: self.at.node,
             result,
+            error,
+            sent,
             took,
         });
         took
@@ -347,8 +359,9 @@ impl Rules {
         (self.replicated && ticket.class() == Kind::Write).then(|| self.desk.lane().known())
     }
 
-    fn is_repeatable(&self, method: &Method) -> bool {
-        self.retry.methods.contains(method)
+    fn is_repeatable(&self, head: &Head) -> bool {
+        let method = head.certain_method();
+        method.is_some_and(|method| self.retry.methods.contains(method))
     }
 
     /// Judges an attempt by its end.
@@ -363,7 +376,7 @@ impl Rules {
             Err(Fault::Upstream(failure)) => self.look_failure(journey, budget, failure, now),
             Err(fault) => Step::Done(Err(fault)),
             Ok(response) if self.may_do_better(journey, budget, &response, now) => {
-                let took = journey.tried(now, "status");
+                let took = journey.answered(now, "status");
                 self.numbers.answered(journey.at.node, took);
                 self.settle(journey.at.node, now, None);
                 let fault = Fault::Upstream(UpstreamFault {
@@ -374,7 +387,7 @@ impl Rules {
                 Step::Again(Class::MaybeProcessed, Until::Now, fault)
             }
             Ok(response) => {
-                let took = journey.tried(now, "ok");
+                let took = journey.answered(now, "ok");
                 self.numbers.answered(journey.at.node, took);
                 let good = judge(response.status) == Outcome::Good;
                 self.settle(journey.at.node, now, good.then_some(took));
@@ -416,7 +429,7 @@ impl Rules {
 
     fn facts(&self, journey: &Journey) -> Facts {
         Facts {
-            repeatable: self.is_repeatable(&journey.head.method),
+            repeatable: self.is_repeatable(&journey.head),
             replayable: journey.is_replayable(),
             tries: journey.tries,
             most: self.retry.attempts,
@@ -431,7 +444,8 @@ impl Rules {
         now: Instant,
     ) -> Step {
         let class = failure.class();
-        journey.tried(now, class.as_str());
+        let sent = class == Class::MaybeProcessed;
+        journey.tried(now, class.as_str(), failure.cause.word(), sent);
         journey.all_tries += 1;
         journey.tries += u32::from(class == Class::MaybeProcessed);
         self.tell(&failure);

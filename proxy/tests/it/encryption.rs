@@ -226,7 +226,11 @@ fn requests_over_tls_are_served_and_said_to_be_https() {
         let own = seen.field("x-forwarded-host") == Some("shop.test");
         let proto = if own { "https" } else { "http" };
         assert_eq!(seen.fields("x-forwarded-proto"), [proto]);
-        assert!(seen.field("forwarded").is_none());
+        let forwarded = seen.fields("forwarded").pop().unwrap();
+        assert!(
+            forwarded.starts_with("for=127.0.0.1;proto=https;"),
+            "{forwarded}"
+        );
     }
     assert!(
         said.iter()
@@ -270,7 +274,8 @@ fn a_stranger_s_word_about_the_scheme_is_replaced() {
     );
     let seen = node.rest().remove(0);
     assert_eq!(seen.fields("x-forwarded-proto"), ["https"]);
-    assert!(seen.field("forwarded").is_none());
+    let ours = "for=127.0.0.1;proto=https;host=\"shop.test\"";
+    assert_eq!(seen.fields("forwarded"), [ours]);
 }
 
 #[test]

@@ -16,6 +16,8 @@ fn the_trail_is_added_and_other_fields_pass() {
     assert_eq!(seen.fields("x-forwarded-proto"), ["http"]);
     assert_eq!(seen.fields("x-forwarded-host"), ["shop.example"]);
     assert_eq!(seen.fields("host"), ["shop.example"]);
+    let ours = "for=127.0.0.1;proto=http;host=\"shop.example\"";
+    assert_eq!(seen.fields("forwarded"), [ours]);
     assert_eq!(seen.fields("via"), ["1.1 hotwarm"]);
     assert!(
         seen.field("traceparent")
@@ -43,8 +45,14 @@ fn trusted_peers_are_believed_and_strangers_are_not() {
     assert_eq!(seen.fields("x-forwarded-for"), ["1.2.3.4, 127.0.0.1"]);
     assert_eq!(seen.fields("x-forwarded-proto"), ["https"]);
     assert_eq!(
-        (seen.field("forwarded"), seen.field("x-request-id")),
-        (Some("for=1.2.3.4"), Some("abc"))
+        (seen.fields("forwarded"), seen.field("x-request-id")),
+        (
+            vec![
+                "for=1.2.3.4",
+                "for=127.0.0.1;proto=http;host=\"shop.example\""
+            ],
+            Some("abc")
+        )
     );
     assert_eq!(trusting.log()[0]["client"], "1.2.3.4");
 
@@ -54,10 +62,9 @@ fn trusted_peers_are_believed_and_strangers_are_not() {
     assert_eq!(seen.fields("x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(seen.fields("x-forwarded-proto"), ["http"]);
     assert_eq!(seen.fields("x-forwarded-host"), ["shop.example"]);
-    assert_eq!(
-        (seen.field("forwarded"), seen.field("x-real-ip")),
-        (None, None)
-    );
+    let ours = "for=127.0.0.1;proto=http;host=\"shop.example\"";
+    assert_eq!(seen.fields("forwarded"), [ours]);
+    assert_eq!(seen.field("x-real-ip"), None);
     assert_ne!(seen.field("x-request-id"), Some("abc"));
     assert_eq!(wary.log()[0]["client"], "127.0.0.1");
 }
@@ -105,4 +112,64 @@ fn fields_of_the_node_s_connection_do_not_reach_the_client() {
     ] {
         assert_eq!(answer.field(name), None, "{name}");
     }
+}
+
+#[test]
+fn a_trace_that_cannot_be_followed_is_taken_away() {
+    let node = Node::ok();
+    let proxy = Setup::new(&[&node]).start();
+    let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    for (parent, kept) in [(valid, true), ("00-0af7-b7ad-01", false)] {
+        proxy.ask(&format!(
+            "{GET}traceparent: {parent}\r\nTracestate: a=b\r\n\r\n"
+        ));
+        let seen = node.seen();
+        assert_eq!(seen.field("traceparent"), kept.then_some(valid));
+        assert_eq!(seen.field("tracestate"), kept.then_some("a=b"));
+    }
+}
+
+#[test]
+fn a_client_of_http_1_0_may_leave_out_the_host() {
+    let node = Node::ok();
+    let proxy = Setup::new(&[&node]).start();
+    assert_eq!(proxy.ask("GET /p HTTP/1.0\r\n\r\n").status, 200);
+    let seen = node.seen();
+    assert!(
+        seen.head.starts_with("GET /p HTTP/1.1\r\n"),
+        "{}",
+        seen.head
+    );
+    assert!(seen.head.contains("\r\nHost: \r\n"), "{}", seen.head);
+}
+
+#[test]
+fn people_get_a_page_programs_a_problem_and_grpc_a_status() {
+    let proxy = Setup::addresses(&[crate::harness::nobody()])
+        .with("[service.hold]\nmax_wait = \"1100ms\"\n[service.retry]\nattempts = 1")
+        .start();
+    let view = crate::harness::closed(1, "a secret of ours");
+    proxy.steering.publish(view);
+    let page = proxy.ask(&format!("{GET}Accept: text/html,*/*;q=0.8\r\n\r\n"));
+    assert_eq!((page.status, page.field("retry-after")), (503, Some("1")));
+    assert_eq!(page.field("content-type"), Some("text/html; charset=utf-8"));
+    let (id, text) = (page.field("x-request-id").unwrap(), page.text());
+    assert!(
+        text.starts_with("<!doctype html>") && text.contains(id),
+        "{text}"
+    );
+    assert!(!text.contains("secret"), "{text}");
+    let problem = proxy.ask(&format!("{GET}Accept: */*\r\n\r\n"));
+    let kind = problem.field("content-type");
+    assert_eq!(
+        (problem.status, kind),
+        (503, Some("application/problem+json"))
+    );
+    let call = "POST /p.S/M HTTP/1.1\r\nHost: shop.example\r\nContent-Type: application/grpc+proto\r\nContent-Length: 5\r\n\r\n";
+    let mut client = proxy.client();
+    client.send(call);
+    client.send([0; 5]);
+    let grpc = client.answer();
+    assert_eq!((grpc.status, grpc.field("grpc-status")), (200, Some("14")));
+    assert!(grpc.body.is_empty() && grpc.field("proxy-status").is_some());
 }

@@ -102,6 +102,28 @@ fn methods_that_nobody_knows_wait_as_writes_do() {
 }
 
 #[test]
+fn a_request_whose_method_may_be_another_waits_as_writes_do() {
+    for (method, name) in [
+        ("GET", "X-HTTP-Method-Override"),
+        ("OPTIONS", "x-http-method"),
+        ("POST", "X-Method-Override"),
+    ] {
+        let (go, act) = passed(at(1, 5)).when();
+        let pair = Pair::new(Node::acts([act]));
+        let proxy = pair.start(Gate::Barrier, "gate_methods = [\"PUT\"]");
+        let mut client = proxy.client();
+        client.send(format!(
+            "{method} / HTTP/1.1\r\nHost: a\r\n{name}: DELETE\r\n\r\n"
+        ));
+        pair.syncds[0].seen();
+        assert!(client.is_silent(Duration::from_millis(20)), "{name}");
+        go.send(()).unwrap();
+        assert_eq!(client.answer().text(), "ok");
+        assert_eq!(pair.app.seen().field(name), Some("DELETE"), "it passes");
+    }
+}
+
+#[test]
 fn one_question_answers_for_many() {
     let pair = Pair::new(Node::start(|_| passed(at(1, 5))));
     let proxy = pair.start(Gate::Barrier, "");

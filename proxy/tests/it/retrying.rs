@@ -500,3 +500,22 @@ fn many_posts_on_a_node_that_is_killed_are_executed_at_most_once() {
         "{failed} failed, but only eight were in flight"
     );
 }
+
+#[test]
+fn a_request_whose_method_may_be_another_is_never_repeated() {
+    let node = Node::acts([Act::Close]);
+    let proxy = Setup::new(&[&node]).start();
+    assert_eq!(proxy.ask(GET).status, 200, "a GET is repeated");
+    assert_eq!(node.rest().len(), 2);
+    let node = Node::acts([Act::Close]);
+    let proxy = Setup::new(&[&node]).start();
+    let get = "GET / HTTP/1.1\r\nHost: a\r\nX-HTTP-Method-Override: POST\r\n\r\n";
+    assert_eq!(proxy.ask(get).status, 502);
+    assert_eq!(node.rest().len(), 1);
+    let attempts = &proxy.log()[0]["attempts"];
+    assert_eq!(attempts[0]["result"], "maybe-processed");
+    assert_eq!(
+        (&attempts[0]["error"], &attempts[0]["sent"]),
+        (&"closed".into(), &true.into())
+    );
+}

@@ -9,7 +9,7 @@ use shared::clock;
 
 use crate::exchange::encode::decimal as number_out;
 use crate::exchange::fields::FieldId;
-use crate::exchange::{RequestId, Trail};
+use crate::exchange::{Certified, RequestId, Trail};
 
 /// About how long a line is, in bytes.
 const USUAL: usize = 512;
@@ -126,6 +126,16 @@ pub fn json(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
     } else {
         out.extend_from_slice(b"\",\"host\":\"\",\"path\":\"\",\"protocol\":\"");
     }
+    if let Some(encryption) = &trail.peer.encryption {
+        out.extend_from_slice(b"\",\"tls\":\"");
+        out.extend_from_slice(encryption.version.as_bytes());
+        out.extend_from_slice(b"\",\"sni\":\"");
+        escaped(out, encryption.name.as_bytes());
+        if let Certified::As { subject, .. } = &encryption.certified {
+            out.extend_from_slice(b"\",\"client_cert\":\"");
+            escaped(out, subject.as_bytes());
+        }
+    }
     out.extend_from_slice(b"\",\"status\":");
     out.extend_from_slice(facts.status.as_str().as_bytes());
     out.extend_from_slice(b",\"bytes_in\":");
@@ -166,7 +176,15 @@ pub fn json(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
         out.extend_from_slice(name(facts, tried.node.index()));
         out.extend_from_slice(b"\",\"result\":\"");
         out.extend_from_slice(tried.result.as_bytes());
-        out.extend_from_slice(b"\",\"ms\":");
+        if !tried.error.is_empty() {
+            out.extend_from_slice(b"\",\"error\":\"");
+            out.extend_from_slice(tried.error.as_bytes());
+        }
+        out.extend_from_slice(if tried.sent {
+            b"\",\"sent\":true,\"ms\":"
+        } else {
+            b"\",\"sent\":false,\"ms\":"
+        });
         millis(out, tried.took);
         out.push(b'}');
     });
@@ -175,7 +193,7 @@ pub fn json(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
     out.extend_from_slice(b"\"}");
 }
 
-/// Appends a line in the combined log format of Apache and nginx.
+/// Appends a line in the combined log format of Apache and nginx, and what it does not have behind it.
 pub fn combined(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
     let trail = facts.trail;
     address(out, trail.client(), trail);
@@ -202,6 +220,48 @@ pub fn combined(out: &mut Vec<u8>, stamp: &Stamp, facts: &Facts<'_>) {
             Some(text) => escaped(out, text),
         }
         out.push(b'"');
+    }
+    tail(out, facts);
+}
+
+/// What the format does not have, as `key=value`: the request's id, milliseconds, and each attempt as `node:result:ms`, with
+/// what happened behind the result if it failed.
+fn tail(out: &mut Vec<u8>, facts: &Facts<'_>) {
+    let trail = facts.trail;
+    out.extend_from_slice(b" id=");
+    match trail.id() {
+        Some(RequestId::New(digits)) => out.extend_from_slice(digits),
+        Some(RequestId::Given(text)) => escaped(out, text),
+        None => out.push(b'-'),
+    }
+    for (key, took) in [
+        (&b" hold_ms="[..], trail.held()),
+        (b" upstream_ms=", trail.upstream()),
+        (b" gate_ms=", trail.gated()),
+        (b" total_ms=", facts.took),
+    ] {
+        out.extend_from_slice(key);
+        millis(out, took);
+    }
+    out.extend_from_slice(b" attempts=");
+    let mut first = true;
+    trail.for_each_attempt(|tried| {
+        if !first {
+            out.push(b',');
+        }
+        first = false;
+        out.extend_from_slice(name(facts, tried.node.index()));
+        out.push(b':');
+        out.extend_from_slice(tried.result.as_bytes());
+        if !tried.error.is_empty() {
+            out.push(b'/');
+            out.extend_from_slice(tried.error.as_bytes());
+        }
+        out.push(b':');
+        millis(out, tried.took);
+    });
+    if first {
+        out.push(b'-');
     }
 }
 
@@ -314,6 +374,8 @@ mod tests {
             trail.tried(Tried {
                 node: NodeId(node),
                 result,
+                error: if result == "ok" { "" } else { "refused" },
+                sent: result == "ok",
                 took: Duration::from_micros(1_005),
             });
         }
@@ -336,20 +398,40 @@ mod tests {
         ] {
             assert_eq!(value[key].to_string(), wanted, "{key}: {line}");
         }
-        assert_eq!(value["attempts"][0]["result"], "never-sent");
-        assert_eq!(value["attempts"][1]["node"], "b");
+        assert_eq!(
+            value["attempts"],
+            serde_json::json!([
+                { "node": "a", "result": "never-sent", "error": "refused", "sent": false, "ms": 1.005 },
+                { "node": "b", "result": "ok", "sent": true, "ms": 1.005 },
+            ])
+        );
+        assert_eq!(value["protocol"], "HTTP/1.1");
+        assert!(value["tls"].is_null() && value["sni"].is_null());
     }
 
     #[test]
     fn a_combined_line_is_what_log_readers_expect() {
-        let line = line(&trail("/order"), combined);
+        let trail = trail("/order");
+        trail.identify(RequestId::Given(b"id\"7".as_slice().into()));
+        for (node, result, error) in [(0, "maybe-processed", "closed"), (1, "ok", "")] {
+            trail.tried(Tried {
+                node: NodeId(node),
+                result,
+                error,
+                sent: true,
+                took: Duration::from_micros(1_005),
+            });
+        }
+        let line = line(&trail, combined);
         let (begin, end) = line.split_at(line.find('[').unwrap());
         assert_eq!(begin, "127.0.0.1 - - ");
         let end = &end[end.find(']').unwrap()..];
         let agent = "a \\u0022b\\u0022 \\u005c c";
         assert_eq!(
             end,
-            format!("] \"POST /order HTTP/1.1\" 201 512 \"-\" \"{agent}\"")
+            format!(
+                "] \"POST /order HTTP/1.1\" 201 512 \"-\" \"{agent}\" id=id\\u00227 hold_ms=0 upstream_ms=1.005 gate_ms=0 total_ms=12.034 attempts=a:maybe-processed/closed:1.005,b:ok:1.005"
+            )
         );
     }
 

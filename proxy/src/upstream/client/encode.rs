@@ -74,9 +74,14 @@ pub(super) fn request(out: &mut Vec<u8>, head: &Head, upload: &Upload, trail: &T
 fn way_here(out: &mut Vec<u8>, head: &Head, trail: &Trail) {
     out.extend_from_slice(b"X-Forwarded-For: ");
     out.extend_from_slice(trail.peer.shown.as_bytes());
+    out.extend_from_slice(b"\r\nForwarded: ");
+    out.extend_from_slice(trail.peer.forwarded.as_bytes());
     let host = head.host();
     if !host.is_empty() {
-        out.extend_from_slice(b"\r\nX-Forwarded-Host: ");
+        // No host has a quotation mark in it.
+        out.extend_from_slice(b";host=\"");
+        out.extend_from_slice(host);
+        out.extend_from_slice(b"\"\r\nX-Forwarded-Host: ");
         out.extend_from_slice(host);
     }
     out.extend_from_slice(b"\r\nX-Forwarded-Proto: ");
@@ -151,7 +156,7 @@ mod tests {
         request(&mut out, &head, &Upload::none(), &trail);
         let id = "7".repeat(32);
         let text = format!(
-            "GET / HTTP/1.1\r\nHost: shop\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: shop\r\nX-Forwarded-Proto: http\r\nVia: 1.1 hotwarm\r\nX-Request-Id: {id}\r\n\r\n"
+            "GET / HTTP/1.1\r\nHost: shop\r\nX-Forwarded-For: 127.0.0.1\r\nForwarded: for=127.0.0.1;proto=http;host=\"shop\"\r\nX-Forwarded-Host: shop\r\nX-Forwarded-Proto: http\r\nVia: 1.1 hotwarm\r\nX-Request-Id: {id}\r\n\r\n"
         );
         assert_eq!(String::from_utf8(out).unwrap(), text);
     }
