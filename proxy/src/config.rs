@@ -136,6 +136,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Without progress while a body is read or a response is written.
     pub body_idle_timeout: Duration,
+    /// Bytes of a body that a client must send, or take, in a second on average; 0 if any rate is good.
+    pub min_body_rate: u64,
     /// The size of a request's head.
     pub max_header_bytes: usize,
     /// The number of its fields.

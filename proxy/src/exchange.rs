@@ -30,6 +30,7 @@ pub use tunnel::{Bond, Leash, Opens, Tunnel, Wire};
 pub use upload::{Replay, Upload};
 
 use crate::logic::NodeId;
+pub use crate::logic::rate::Rate;
 
 /// A client's request on its way in.
 #[derive(Debug)]

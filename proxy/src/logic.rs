@@ -9,6 +9,7 @@ pub mod network;
 pub mod nodes;
 pub mod outcome;
 pub mod pace;
+pub mod rate;
 pub mod retry;
 pub mod route;
 pub mod seen;

@@ -102,10 +102,11 @@ impl<S> Front<S> {
     /// Writes down who is connected, whatever is spoken then.
     fn meet<T: Carrier>(&self, stream: &T, client: IpAddr) -> Rc<Peer> {
         let peer = Peer::new(client, T::SCHEME, self.limits.body_idle_timeout);
-        match stream.encryption(self.asks_certificates) {
-            Some(encryption) => peer.encrypted(encryption),
-            None => peer,
-        }
+        Rc::new(Peer {
+            least_rate: self.limits.min_body_rate,
+            encryption: stream.encryption(self.asks_certificates),
+            ..Rc::unwrap_or_clone(peer)
+        })
     }
 }
 

@@ -390,6 +390,7 @@ impl Check {
             header_timeout: self.span(&sub("header_timeout"), limits.header_timeout),
             idle_timeout: self.span(&sub("idle_timeout"), limits.idle_timeout),
             body_idle_timeout: self.span(&sub("body_idle_timeout"), limits.body_idle_timeout),
+            min_body_rate: limits.min_body_rate.0,
             max_header_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             max_headers: self.at_least_one(&sub("max_headers"), limits.max_headers),
             max_streams: limits.max_streams,

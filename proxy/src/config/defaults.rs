@@ -16,6 +16,8 @@ pub(super) const HEADER_TIMEOUT: Span = Span::secs(10);
 pub(super) const IDLE_TIMEOUT: Span = Span::secs(60);
 /// A sender or reader that makes no progress for this long is gone or hostile.
 pub(super) const BODY_IDLE_TIMEOUT: Span = Span::secs(30);
+/// What the slowest modems did, and what other servers ask for; whoever drips to hold connections does less.
+pub(super) const MIN_BODY_RATE: Size = Size(240);
 /// Eight times what common application servers accept.
 pub(super) const MAX_HEADER_BYTES: Size = Size(64 << 10);
 /// Twice what a browser behind two proxies sends; up to here the parser needs no memory of its own.

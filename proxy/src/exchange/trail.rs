@@ -82,7 +82,7 @@ impl RequestId {
 }
 
 /// Who is connected, shared by all requests of a connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// The address.
     pub ip: IpAddr,
@@ -94,6 +94,8 @@ pub struct Peer {
     pub scheme: &'static str,
     /// How long it may pause within a body.
     pub body_idle: Duration,
+    /// How many bytes of a body it must send in a second, on average; 0 if any rate is good.
+    pub least_rate: u64,
     /// How the connection is encrypted, if it is.
     pub encryption: Option<Encryption>,
 }
@@ -142,20 +144,8 @@ impl Peer {
             forwarded: format!("for={node};proto={scheme}").into(),
             scheme,
             body_idle,
+            least_rate: 0,
             encryption: None,
-        })
-    }
-
-    /// The same, over an encrypted connection.
-    #[must_use]
-    pub fn encrypted(self: Rc<Self>, encryption: Encryption) -> Rc<Self> {
-        Rc::new(Self {
-            ip: self.ip,
-            shown: self.shown.clone(),
-            forwarded: self.forwarded.clone(),
-            scheme: self.scheme,
-            body_idle: self.body_idle,
-            encryption: Some(encryption),
         })
     }
 

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Body as HttpBody;
 
-use super::{Body, Deadline, Deadlines, Fault, Trail, trailers};
+use super::{Body, Deadline, Deadlines, Fault, TICK, Trail, trailers};
+use crate::logic::rate::Rate;
 
 /// A client's body and what is kept of it.
 pub struct Replay {
@@ -41,7 +42,9 @@ impl fmt::Debug for Replay {
 struct Idle {
     deadlines: Deadlines,
     most: Duration,
-    waiting: Option<Deadline>,
+    /// Since which tick something is awaited, and until when.
+    waiting: Option<(u32, Deadline)>,
+    rate: Rate,
 }
 
 impl Replay {
@@ -68,6 +71,7 @@ impl Replay {
                 deadlines: deadlines.clone(),
                 most: trail.peer.body_idle,
                 waiting: None,
+                rate: Rate::new(trail.peer.least_rate, trail.peer.body_idle),
             },
             trail: Rc::clone(trail),
         }))
@@ -118,9 +122,13 @@ impl Replay {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) if data.is_empty() => (),
                     Ok(data) => {
-                        self.keep(&data);
+                        let too_slow = self.keep(&data);
                         *at = self.kept.len();
-                        return Poll::Ready(Some(Ok(data)));
+                        return Poll::Ready(Some(if too_slow {
+                            Err(Fault::BodyTooSlow)
+                        } else {
+                            Ok(data)
+                        }));
                     }
                     Err(frame) => {
                         let trailers = frame.into_trailers().ok();
@@ -131,8 +139,12 @@ impl Replay {
         }
     }
 
-    fn keep(&mut self, data: &Bytes) {
-        self.idle.waiting = None;
+    /// Takes in what came; returns whether the client sends too slowly.
+    fn keep(&mut self, data: &Bytes) -> bool {
+        if let Some((since, _)) = self.idle.waiting.take() {
+            let ticks = self.idle.deadlines.ticks().saturating_sub(since);
+            self.idle.rate.handle_wait(TICK * ticks);
+        }
         self.moved += data.len() as u64;
         self.trail.received(data.len());
         self.ended = self.source.is_end_stream();
@@ -142,6 +154,8 @@ impl Replay {
         } else {
             self.kept = Vec::new();
         }
+        let too_few = self.idle.rate.handle_bytes(data.len() as u64);
+        too_few && !self.ended
     }
 
     fn poll_patience(&mut self, context: &Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
@@ -149,8 +163,10 @@ impl Replay {
             deadlines,
             most,
             waiting,
+            rate: _,
         } = &mut self.idle;
-        let deadline = waiting.get_or_insert_with(|| deadlines.after(*most));
+        let (_, deadline) =
+            waiting.get_or_insert_with(|| (deadlines.ticks(), deadlines.after(*most)));
         if deadline.has_passed(context) {
             return Poll::Ready(Some(Err(Fault::BodyTooSlow)));
         }
@@ -254,6 +270,25 @@ mod tests {
         }
     }
 
+    /// A body that comes a byte at a time, each after another wait.
+    struct Drip(bool);
+
+    impl HttpBody for Drip {
+        type Data = Bytes;
+        type Error = Fault;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+            self.0 = !self.0;
+            if self.0 {
+                return Poll::Pending;
+            }
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+        }
+    }
+
     fn replay(pieces: &[&'static [u8]], room: usize) -> (Rc<RefCell<Replay>>, Deadlines) {
         let deadlines = Deadlines::default();
         let source = Body::Stream(Box::pin(Script(pieces.iter().copied().collect())));
@@ -303,5 +338,27 @@ mod tests {
         }
         let slow = "the request's body is too slow".to_owned();
         assert_eq!(poll(&mut upload), Poll::Ready(Some(Err(slow))));
+    }
+
+    #[test]
+    fn a_client_that_drips_is_a_fault_once_its_pauses_are_spent() {
+        // One byte a second, of 30 s of pauses, at a least rate of 240, 1 and none.
+        for (least, ends_after) in [(240, Some(31)), (1, None), (0, None)] {
+            let deadlines = Deadlines::default();
+            let peer = super::super::Peer {
+                least_rate: least,
+                ..Rc::unwrap_or_clone(Rc::clone(&Trail::for_test().peer))
+            };
+            let trail = Rc::new(Trail::new(shared::clock::now(), Rc::new(peer)));
+            let source = Body::Stream(Box::pin(Drip(false)));
+            let mut upload = Upload::new(Replay::new(source, 4, &deadlines, &trail));
+            let fault = (1..200).find(|_| {
+                assert_eq!(poll(&mut upload), Poll::Pending);
+                (0..10).for_each(|_| deadlines.tick());
+                poll(&mut upload).map(|piece| piece.is_some_and(|piece| piece.is_err()))
+                    == Poll::Ready(true)
+            });
+            assert_eq!(fault, ends_after, "{least}");
+        }
     }
 }

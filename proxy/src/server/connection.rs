@@ -18,7 +18,7 @@ use super::outgoing::{Asked, Broken, Outgoing, switching, write_interim};
 use super::tunnel::{self, Opened};
 use super::{Front, Guest, LINGER, http2, linger};
 use crate::exchange::{
-    Body, Deadline, Fault, Head, Opens, Peer, Request, Response, Trail, trailers,
+    Body, Deadline, Fault, Head, Opens, Peer, Rate, Request, Response, TICK, Trail, trailers,
 };
 
 /// No request waits this long without a deadline of its own inside.
@@ -310,12 +310,13 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         let mut out = std::mem::take(&mut self.out);
         out.extend_from_slice(&words);
         let mut outgoing = Outgoing::new(response, asked, &self.front.dates, &mut out);
-        let mut writes = None;
+        let mut taking = None;
         let written = poll_fn(|context| {
             if let Poll::Ready(written) = outgoing.poll(&self.line, &mut out, context) {
                 return Poll::Ready(written);
             }
-            let stuck = outgoing.is_blocked(&out) && self.is_stuck(&mut writes, context);
+            let blocked = outgoing.is_blocked(&out);
+            let stuck = self.is_stuck(&mut taking, blocked, context);
             if stuck || self.line.is_gone(context) {
                 return Poll::Ready(Err(Broken::Client));
             }
@@ -362,14 +363,36 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         }
     }
 
-    /// Whether the client has not taken anything for as long as it may; asked only while there is something to take.
-    fn is_stuck(&self, writes: &mut Option<u32>, context: &Context<'_>) -> bool {
-        let now = self.line.writes.get();
-        if *writes != Some(now) {
-            *writes = Some(now);
+    fn taking(&self) -> Taking {
+        let limits = &self.front.limits;
+        Taking {
+            written: self.line.written.get(),
+            since: None,
+            rate: Rate::new(limits.min_body_rate, limits.body_idle_timeout),
+        }
+    }
+
+    /// Whether the client has not taken anything for as long as it may, or takes too little. `blocked` is whether there is
+    /// something to take.
+    fn is_stuck(&self, taking: &mut Option<Taking>, blocked: bool, context: &Context<'_>) -> bool {
+        let taking = taking.get_or_insert_with(|| self.taking());
+        let (written, now) = (self.line.written.get(), self.front.deadlines.ticks());
+        let moved = written.wrapping_sub(taking.written);
+        let waited = taking.since.filter(|_| moved > 0 || !blocked);
+        if let Some(since) = waited {
+            taking.rate.handle_wait(TICK * now.saturating_sub(since));
+            taking.since = None;
+        }
+        taking.written = written;
+        let too_few = moved > 0 && taking.rate.handle_bytes(moved);
+        if !blocked {
+            return false;
+        }
+        if taking.since.is_none() {
+            taking.since = Some(now);
             self.deadline.move_to(self.front.limits.body_idle_timeout);
         }
-        self.deadline.has_passed(context)
+        too_few || self.deadline.has_passed(context)
     }
 
     async fn end(self, after: After) {
@@ -410,4 +433,13 @@ struct Waiting {
     begun: bool,
     /// Whether the connection is new.
     new: bool,
+}
+
+/// How a client takes a response.
+struct Taking {
+    /// How much it had taken when somebody last looked.
+    written: u64,
+    /// Since which tick there is something to take.
+    since: Option<u32>,
+    rate: Rate,
 }

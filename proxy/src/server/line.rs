@@ -91,8 +91,8 @@ pub(super) struct Line<T> {
     pub(super) incoming: RefCell<BytesMut>,
     body: RefCell<Inbound>,
     words: RefCell<Words>,
-    /// How much was written, as a measure of progress.
-    pub(super) writes: Cell<u32>,
+    /// How many bytes were written, as a measure of progress.
+    pub(super) written: Cell<u64>,
 }
 
 /// The body of the request under way.
@@ -124,7 +124,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
                 awaited: false,
             }),
             words: RefCell::default(),
-            writes: Cell::new(0),
+            written: Cell::new(0),
         })
     }
 
@@ -250,7 +250,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Line<T> {
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        self.writes.set(self.writes.get().wrapping_add(1));
+        let all = self.written.get().wrapping_add(written as u64);
+        self.written.set(all);
         Poll::Ready(Ok(written))
     }
 

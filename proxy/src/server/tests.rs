@@ -22,6 +22,7 @@ const LIMITS: Limits = Limits {
     header_timeout: Duration::from_secs(1),
     idle_timeout: Duration::from_secs(1),
     body_idle_timeout: Duration::from_secs(1),
+    min_body_rate: 240,
     max_header_bytes: 64 << 10,
     max_headers: 100,
     max_streams: 128,

@@ -106,7 +106,7 @@ fn a_body_that_does_not_come_ends_by_its_deadline() {
 fn a_slow_body_that_moves_is_given_its_time() {
     let node = Node::ok();
     let proxy = Setup::new(&[&node])
-        .limits("body_idle_timeout = \"400ms\"")
+        .limits("body_idle_timeout = \"400ms\", min_body_rate = \"5B\"")
         .start();
     let mut client = proxy.client();
     client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n");
@@ -116,6 +116,49 @@ fn a_slow_body_that_moves_is_given_its_time() {
     }
     assert_eq!(client.answer().status, 200);
     assert_eq!(node.seen().body.len(), 10);
+}
+
+#[test]
+fn a_body_that_drips_does_not_hold_a_connection() {
+    let node = Node::ok();
+    let proxy = Setup::new(&[&node])
+        .limits("body_idle_timeout = \"600ms\", header_timeout = \"60s\"")
+        .start();
+    let mut client = proxy.client();
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n");
+    let (_, took) = timed(|| {
+        while client.is_silent(Duration::from_millis(100)) {
+            client.try_send("x");
+        }
+    });
+    assert_eq!(client.answer().status, 408);
+    assert!(is_about(took, 600) && client.is_closed(), "{took:?}");
+    assert!(!node.seen().whole, "the node never saw an end");
+}
+
+#[test]
+fn a_response_that_is_sipped_does_not_hold_a_connection() {
+    const SIZE: usize = 64 << 20;
+    let node = Node::start(|_| {
+        let mut text = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").into_bytes();
+        text.resize(text.len() + SIZE, b'x');
+        Act::Send(text)
+    });
+    let proxy = Setup::new(&[&node])
+        .limits("body_idle_timeout = \"1s\", min_body_rate = \"64MiB\"")
+        .start();
+    let mut client = proxy.client();
+    client.send(GET);
+    let mut piece = vec![0; 512 << 10];
+    let mut read = 0;
+    let (_, took) = timed(|| {
+        // About five megabytes a second: never idle, and far below what is asked for.
+        while let Ok(some @ 1..) = std::io::Read::read(&mut client.stream(), &mut piece) {
+            read += some;
+            clock::pause_thread(Duration::from_millis(100));
+        }
+    });
+    assert!(read < SIZE, "{took:?}");
 }
 
 #[test]
