@@ -62,6 +62,16 @@ pub fn reload(path: &Path, now: &Settings) -> Result<(Settings, Change), ConfigE
     }
 }
 
+/// Reads `text` without asking what it means, or whether that can be had.
+///
+/// # Errors
+/// It has not the form.
+pub fn form(text: String) -> Result<(), ConfigError> {
+    let name = Path::new("hotwarm.toml");
+    let (_, problems) = shared::config::parse::<file::File>(name, text)?;
+    problems.finish(())
+}
+
 /// Everything that was decided. Immutable.
 #[derive(Debug)]
 pub struct Settings {

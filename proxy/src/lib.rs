@@ -17,5 +17,7 @@ pub mod stack;
 pub mod steer;
 pub mod supervisor;
 pub mod tls;
+#[doc(hidden)]
+pub mod trial;
 pub mod upstream;
 pub mod worker;

@@ -12,7 +12,7 @@
 mod connection;
 mod failures;
 mod handshake;
-mod head;
+pub mod head;
 mod http2;
 mod introduction;
 mod line;

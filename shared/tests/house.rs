@@ -38,6 +38,12 @@ const PROXY: &[(&str, &[&str])] = &[
             "config", "tls", "secret",
         ],
     ),
+    (
+        "trial",
+        &[
+            "logic", "exchange", "layer", "upstream", "server", "config", "tls",
+        ],
+    ),
     ("arbiter", &["logic"]),
     (
         "control",

@@ -21,12 +21,14 @@ impl HostPattern {
         if name == "*" {
             return Some(Self::Any);
         }
+        // A name may end in the dot of the root, which hosts are compared without.
+        let name = name.strip_suffix('.').unwrap_or(&name);
         match name.strip_prefix('*') {
             Some(rest) if rest.starts_with('.') && is_name(&rest[1..]) => {
                 Some(Self::Below(rest.to_owned()))
             }
             Some(_) => None,
-            None if is_name(&name) => Some(Self::Exact(name)),
+            None if is_name(name) => Some(Self::Exact(name.to_owned())),
             None => None,
         }
     }
@@ -43,6 +45,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 253
         && !text.starts_with('.')
+        && !text.ends_with('.')
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))

@@ -23,20 +23,24 @@ const SKIPPED_MOST: usize = 16;
 
 /// A request's head, and what it says about the connection.
 #[derive(Debug)]
-pub(super) struct Parsed {
-    pub(super) head: Rc<Head>,
-    pub(super) framing: Framing,
+pub struct Parsed {
+    /// The head.
+    pub head: Rc<Head>,
+    /// How the body ends.
+    pub framing: Framing,
     /// Whether the client wants to go on after this request.
-    pub(super) persistent: bool,
+    pub persistent: bool,
     /// Whether it waits for a word before it sends the body.
-    pub(super) expects: bool,
+    pub expects: bool,
 }
 
 /// A head that breaks a rule, if it could be read at all.
 #[derive(Debug)]
-pub(super) struct Refused {
-    pub(super) head: Option<Rc<Head>>,
-    pub(super) fault: Fault,
+pub struct Refused {
+    /// The head, if it could be read.
+    pub head: Option<Rc<Head>>,
+    /// The rule that it breaks.
+    pub fault: Fault,
 }
 
 const fn refusal(status: StatusCode, why: &'static str) -> Fault {
@@ -52,7 +56,7 @@ const fn bad(why: &'static str) -> Fault {
 ///
 /// # Errors
 /// The rule that it breaks. What follows on the connection cannot be trusted.
-pub(super) fn request(
+pub fn request(
     bytes: &mut BytesMut,
     seen: usize,
     limits: &Limits,

@@ -20,6 +20,7 @@ mod introductions;
 mod limits;
 mod logging;
 mod multiplexing;
+mod parsing;
 mod reading;
 mod reloading;
 mod responses;
