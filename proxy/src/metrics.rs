@@ -27,6 +27,8 @@ pub struct Metrics {
     pub registry: Registry,
     /// Finished requests.
     pub requests: IntCounterVec,
+    /// Finished requests, by what the client spoke.
+    pub protocols: IntCounterVec,
     /// From the head of a request to the end of its response.
     pub request_seconds: HistogramVec,
     /// From an attempt's start to the head of the node's response.
@@ -104,6 +106,11 @@ impl Metrics {
                 "hotwarm_requests_total",
                 "Finished requests; node is empty when none answered",
                 &["service", "node", "method", "code"],
+            ),
+            protocols: counter(
+                "hotwarm_requests_by_protocol_total",
+                "Finished requests, by the version of HTTP that the client spoke",
+                &["service", "protocol"],
             ),
             request_seconds: histogram(
                 "hotwarm_request_duration_seconds",

@@ -1,7 +1,9 @@
 //! Logs, set up once by `main`: to stderr, as text for people or as JSON for machines.
 
 use serde::Deserialize;
+use tracing::Metadata;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::writer::MakeWriterExt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
@@ -71,7 +73,9 @@ const fn filter(level: Level) -> LevelFilter {
 /// Begins writing logs. Later calls change nothing, and their switches are not connected.
 pub fn start(log: Log) -> Switch {
     let (level, handle) = reload::Layer::new(filter(log.level));
-    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr.with_filter(is_told))
+        .with_target(false);
     let registry = tracing_subscriber::registry().with(level);
     // A second call (tests) finds a subscriber already in place, which is as good.
     let first = match log.format {
@@ -79,4 +83,10 @@ pub fn start(log: Log) -> Switch {
         Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     Switch(first.is_ok().then_some(handle))
+}
+
+/// The HTTP/2 library warns of what peers do, and anybody can do that any number of times. What it tells those who look closely
+/// passes.
+fn is_told(event: &Metadata<'_>) -> bool {
+    *event.level() >= tracing::Level::DEBUG || !event.target().starts_with("h2")
 }

@@ -85,6 +85,9 @@ impl Observer {
         let node = trail.node().0.filter(|_| answered);
         let method = trail.head().map_or(&Method::GET, |head| &head.method);
         watched.numbers.finished(node, method, status, took);
+        if let Some(head) = trail.head() {
+            watched.numbers.spoken(head.version);
+        }
         if !self.log.writes() {
             return;
         }

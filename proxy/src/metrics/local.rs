@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use prometheus::local::LocalHistogram;
 use shared::metrics::{IntCounter, IntGauge};
 
@@ -17,6 +17,9 @@ use crate::metrics::Metrics;
 const METHODS: [&str; 8] = [
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
 ];
+
+/// The versions of HTTP that clients speak.
+const PROTOCOLS: [&str; 3] = ["1.0", "1.1", "2"];
 
 /// One worker's numbers of one service.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct ServiceNumbers {
     ack_degraded: IntCounter,
     shed: IntCounter,
     retries: [IntCounter; 4],
+    /// In the order of [`PROTOCOLS`].
+    protocols: [(IntCounter, Cell<u64>); 3],
 }
 
 #[derive(Debug)]
@@ -80,6 +85,10 @@ impl ServiceNumbers {
                 retries(Class::MaybeProcessed.as_str()),
                 retries("proved-unprocessed"),
             ],
+            protocols: PROTOCOLS.map(|protocol| {
+                let labels = [service, protocol];
+                (families.protocols.with_label_values(&labels), Cell::new(0))
+            }),
             requests: RefCell::new(requests),
             families: families.clone(),
             service: service.into(),
@@ -120,6 +129,17 @@ impl ServiceNumbers {
             pending: 1,
             family: self.families.requests.with_label_values(&labels),
         });
+    }
+
+    /// Counts what the client of a finished request spoke.
+    pub fn spoken(&self, version: Version) {
+        let place = match version {
+            Version::HTTP_10 => 0,
+            Version::HTTP_2 => 2,
+            _ => 1,
+        };
+        let (_, pending) = &self.protocols[place];
+        pending.set(pending.get() + 1);
     }
 
     /// Takes in how long a node took to answer.
@@ -165,6 +185,11 @@ impl ServiceNumbers {
         self.hold_seconds.flush();
         self.ack_wait_seconds.flush();
         self.upstream_seconds.iter().for_each(LocalHistogram::flush);
+        for (family, pending) in &self.protocols {
+            if pending.get() > 0 {
+                family.inc_by(pending.take());
+            }
+        }
         for counted in self.requests.borrow_mut().iter_mut().flatten() {
             if counted.pending > 0 {
                 counted.family.inc_by(std::mem::take(&mut counted.pending));
@@ -248,12 +273,20 @@ mod tests {
             );
         }
         numbers.finished(None, &brew, StatusCode::BAD_GATEWAY, Duration::from_secs(1));
+        numbers.spoken(Version::HTTP_2);
         let count = |labels: &[&str]| families.requests.with_label_values(labels).get();
         assert_eq!(count(&["shop", "b", "GET", "200"]), 0);
         numbers.flush();
         numbers.flush();
         assert_eq!(count(&["shop", "b", "GET", "200"]), 3);
         assert_eq!(count(&["shop", "", "other", "502"]), 1);
+        let spoken = |protocol| {
+            families
+                .protocols
+                .with_label_values(&["shop", protocol])
+                .get()
+        };
+        assert_eq!((spoken("2"), spoken("1.1")), (1, 0));
         let seconds = families.request_seconds.with_label_values(&["shop"]);
         assert_eq!(seconds.get_sample_count(), 4);
     }

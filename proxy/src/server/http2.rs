@@ -107,16 +107,16 @@ impl Cuts {
 }
 
 /// A stream's place in the count.
-struct Guard<'c, S> {
-    ours: &'c Connected<S>,
+struct Guard<S> {
+    ours: Rc<Connected<S>>,
     cut: Cell<bool>,
 }
 
 impl<S> Connected<S> {
-    fn enter(&self) -> Guard<'_, S> {
+    fn enter(self: &Rc<Self>) -> Guard<S> {
         self.open.set(self.open.get() + 1);
         Guard {
-            ours: self,
+            ours: Rc::clone(self),
             cut: Cell::new(false),
         }
     }
@@ -129,14 +129,14 @@ impl<S> Connected<S> {
     }
 }
 
-impl<S> Guard<'_, S> {
+impl<S> Guard<S> {
     /// The client did not wait for the end.
     fn cut(&self) {
         self.cut.set(true);
     }
 }
 
-impl<S> Drop for Guard<'_, S> {
+impl<S> Drop for Guard<S> {
     fn drop(&mut self) {
         let open = self.ours.open.get().saturating_sub(1);
         self.ours.open.set(open);
@@ -307,7 +307,8 @@ impl<S: Serves, T: Carrier> Session<S, T> {
         loop {
             match self.connection.poll_accept(context) {
                 Poll::Ready(Some(Ok(incoming))) => {
-                    spawn_local(stream::serve(incoming, Rc::clone(&self.ours)));
+                    // Counted from now on, not from when its task has its first turn.
+                    spawn_local(stream::serve(incoming, self.ours.enter()));
                 }
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(End::Linger),
                 Poll::Ready(None) if self.calm => return Poll::Ready(End::Close),

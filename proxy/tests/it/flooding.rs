@@ -1,5 +1,7 @@
 //! What a client of HTTP/2 may take: in streams, in frames that carry nothing, in memory and in time.
 
+use std::time::Duration;
+
 use h2::Reason;
 
 use crate::harness::http2::{
@@ -306,4 +308,54 @@ fn a_body_that_does_not_come_is_not_waited_for() {
     );
     raw.send(DATA, 0, 1, b"he");
     assert_eq!(raw.until(|frame| frame.kind == HEADERS).status(), 408);
+}
+
+#[test]
+fn a_connection_of_many_quick_requests_is_not_idle() {
+    let node = Node::ok();
+    let proxy = Setup::new(&[&node])
+        .limits("idle_timeout = \"300ms\"")
+        .start();
+    let mut raw = Raw::connect(proxy.address);
+    let began = shared::clock::now();
+    let mut stream = 1;
+    while shared::clock::now() - began < Duration::from_secs(2) {
+        raw.send(HEADERS, END_HEADERS | END_STREAM, stream, &get(&[]));
+        let answer = raw.until(|frame| {
+            assert_ne!(frame.kind, GOAWAY);
+            frame.kind == DATA
+        });
+        assert_eq!(answer.stream, stream);
+        stream += 2;
+    }
+}
+
+#[test]
+fn every_stream_of_a_slow_reader_gets_its_turn() {
+    const STREAMS: u32 = 4;
+    // More than the buffers of the system take from whoever is first.
+    const LENGTH: usize = 16 << 20;
+    let node = Node::start(|_| Act::ok(&"x".repeat(LENGTH)));
+    let proxy = Setup::new(&[&node]).start();
+    let mut raw = Raw::silent(proxy.address);
+    raw.begin(&[(4, (1 << 31) - 1)]);
+    raw.send(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+    for n in 0..STREAMS {
+        raw.send(HEADERS, END_HEADERS | END_STREAM, n * 2 + 1, &get(&[]));
+    }
+    (0..STREAMS).for_each(|_| drop(node.seen()));
+    let (mut left, mut came) = (STREAMS, vec![0; STREAMS as usize]);
+    while left > 0 {
+        let data = raw.until(|frame| frame.kind == DATA);
+        came[data.stream as usize / 2] += data.payload.len();
+        if data.flags & END_STREAM != 0 {
+            left -= 1;
+            let least = came.iter().min();
+            assert!(
+                least > Some(&(1 << 20)),
+                "one is done before others have begun: {came:?}"
+            );
+        }
+    }
+    assert!(came.iter().all(|length| *length == LENGTH));
 }

@@ -310,6 +310,19 @@ fn a_client_that_waits_for_a_word_gets_it_and_then_its_answer() {
 }
 
 #[test]
+fn early_hints_come_before_the_answer() {
+    let text = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let node = Node::acts([Act::raw(text)]);
+    let proxy = Setup::new(&[&node]).start();
+    let mut raw = Raw::connect(proxy.address);
+    raw.send(HEADERS, END_HEADERS | END_STREAM, 1, &get(&[]));
+    let hints = raw.until(|frame| frame.kind == HEADERS);
+    assert_eq!((hints.status(), hints.flags & END_STREAM), (103, 0));
+    assert_eq!(raw.until(|frame| frame.kind == HEADERS).status(), 200);
+    assert_eq!(raw.until(|frame| frame.kind == DATA).payload, b"ok");
+}
+
+#[test]
 fn a_drain_lets_streams_finish_and_takes_no_more() {
     let (go, slow) = Act::ok("finished").when();
     let node = Node::acts([slow]);

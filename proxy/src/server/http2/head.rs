@@ -210,7 +210,26 @@ pub(super) fn response<B>(
     *head.status_mut() = response.status;
     let headers = head.headers_mut();
     headers.reserve(response.fields.count() + 3);
-    response.fields.into_lines(OURS, |name, value: Bytes| {
+    put(response.fields, headers);
+    if !headers.contains_key(DATE) {
+        headers.insert(DATE, dates.value());
+    }
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    (head, response.body)
+}
+
+/// The head of what is said before a response.
+pub(super) fn interim(interim: Response<()>) -> http::Response<()> {
+    let mut head = http::Response::new(());
+    *head.status_mut() = interim.status;
+    put(interim.fields, head.headers_mut());
+    head
+}
+
+fn put(fields: Fields, headers: &mut HeaderMap) {
+    fields.into_lines(OURS, |name, value: Bytes| {
         let name = if name.eq_ignore_ascii_case(REQUEST_ID.as_str().as_bytes()) {
             Ok(REQUEST_ID)
         } else {
@@ -220,11 +239,4 @@ pub(super) fn response<B>(
             headers.append(name, value);
         }
     });
-    if !headers.contains_key(DATE) {
-        headers.insert(DATE, dates.value());
-    }
-    if let Some(length) = length {
-        headers.insert(CONTENT_LENGTH, length.into());
-    }
-    (head, response.body)
 }

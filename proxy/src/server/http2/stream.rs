@@ -15,14 +15,11 @@ use http_body::Body as HttpBody;
 use shared::clock;
 
 use super::body::{Uploading, Word};
-use super::flow::Piece;
-use super::{Connected, head, tunnel};
+use super::flow::{self, Piece, Turn};
+use super::{Connected, Guard, head, tunnel};
 use crate::exchange::{Body, Deadline, Fault, Opens, Request, Response, Trail, trailers};
 use crate::server::Serves;
 use crate::server::tunnel::Opened;
-
-/// The largest piece that is handed to the library at once, in bytes.
-pub(super) const PIECE_MOST: usize = 32 << 10;
 
 /// A request that came.
 pub(super) type Incoming = (http::Request<RecvStream>, SendResponse<Piece>);
@@ -39,8 +36,8 @@ enum Broken {
 }
 
 /// Serves one stream to its end.
-pub(super) async fn serve<S: Serves>((request, respond): Incoming, ours: Rc<Connected<S>>) {
-    let guard = ours.enter();
+pub(super) async fn serve<S: Serves>((request, respond): Incoming, guard: Guard<S>) {
+    let ours = &guard.ours;
     let (parts, stream) = request.into_parts();
     let switches = tunnel::wanted(&parts).is_some();
     if parts.uri.path_and_query().is_none() && (switches || parts.method != Method::CONNECT) {
@@ -50,11 +47,20 @@ pub(super) async fn serve<S: Serves>((request, respond): Incoming, ours: Rc<Conn
         return guard.cut();
     }
     let is_head = parts.method == Method::HEAD;
-    let (request, mut respond, stream) = receive(parts, stream, respond, &ours);
+    let (request, mut respond, stream) = receive(parts, stream, respond, ours);
     // The stack is always ready, so one of them serves all connections.
+    let trail = Rc::clone(&request.trail);
     let mut call = ours.front.service.borrow_mut().call(request);
     let response = poll_fn(|context| {
-        if let Poll::Ready(Ok(response)) = Pin::new(&mut call).poll(context) {
+        let response = Pin::new(&mut call).poll(context);
+        if trail.has_interim() {
+            for interim in trail.take_interim() {
+                let interim = head::interim(interim);
+                // A client that is gone is found below.
+                let _ = respond.with(|respond| respond.send_informational(interim));
+            }
+        }
+        if let Poll::Ready(Ok(response)) = response {
             return Poll::Ready(Some(response));
         }
         respond
@@ -67,10 +73,9 @@ pub(super) async fn serve<S: Serves>((request, respond): Incoming, ours: Rc<Conn
         return guard.cut();
     };
     if let Some(stream) = stream {
-        return switch(respond, response, stream, &ours).await;
+        return switch(respond, response, stream, ours).await;
     }
-    let Some((mut sending, body)) =
-        respond.with(|respond| begin(respond, response, is_head, &ours))
+    let Some((mut sending, body)) = respond.with(|respond| begin(respond, response, is_head, ours))
     else {
         return guard.cut();
     };
@@ -83,9 +88,11 @@ pub(super) async fn serve<S: Serves>((request, respond): Incoming, ours: Rc<Conn
         body,
         piece: Bytes::new(),
         ended: false,
+        turn: Turn::default(),
         stuck: None,
+        moved: 0,
     };
-    match poll_fn(|context| outgoing.poll(&mut sending, &ours, context)).await {
+    match poll_fn(|context| outgoing.poll(&mut sending, ours, context)).await {
         Ok(()) => (),
         Err(Broken::Client) => guard.cut(),
         Err(Broken::Stuck) => sending.send_reset(Reason::CANCEL),
@@ -188,7 +195,10 @@ struct Outgoing<B> {
     /// What the client has not yet made room for.
     piece: Bytes,
     ended: bool,
+    turn: Turn,
     stuck: Option<Deadline>,
+    /// How far the connection was when this stream was last seen waiting for its turn.
+    moved: u64,
 }
 
 impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
@@ -267,10 +277,14 @@ impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> Outgoing<B> {
         ours: &Connected<S>,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), Broken>> {
-        if !ours.flow.has_room(context) {
+        if !ours.flow.has_room(&mut self.turn, context) {
+            // As long as the others move, its turn will come.
+            if std::mem::replace(&mut self.moved, ours.flow.moved()) != ours.flow.moved() {
+                self.stuck = None;
+            }
             return self.poll_patience(sending, ours, context);
         }
-        sending.reserve_capacity(self.piece.len().min(PIECE_MOST));
+        sending.reserve_capacity(self.piece.len().min(flow::PIECE_MOST));
         let mut room = sending.capacity();
         while room == 0 {
             match sending.poll_capacity(context) {

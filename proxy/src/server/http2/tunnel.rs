@@ -17,8 +17,7 @@ use shared::rng::Rng;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Connected;
-use super::flow::Piece;
-use super::stream::PIECE_MOST;
+use super::flow::{PIECE_MOST, Piece, Turn};
 use crate::server::connection::After;
 use crate::server::tunnel::{self, Opened};
 
@@ -71,6 +70,7 @@ pub(super) async fn run<S, B>(
         sending,
         piece: Bytes::new(),
         shut: false,
+        turn: Turn::default(),
         ours,
     };
     let front = &ours.front;
@@ -90,6 +90,7 @@ struct End<'s, S> {
     /// What came and was not read yet.
     piece: Bytes,
     shut: bool,
+    turn: Turn,
     ours: &'s Rc<Connected<S>>,
 }
 
@@ -137,7 +138,7 @@ impl<S> AsyncWrite for End<'_, S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if !this.ours.flow.has_room(context) {
+        if !this.ours.flow.has_room(&mut this.turn, context) {
             return Poll::Pending;
         }
         this.sending.reserve_capacity(bytes.len().min(PIECE_MOST));
