@@ -248,8 +248,10 @@ pub struct Node {
     pub weight: u32,
     /// Lower is preferred among equally caught-up standbys, 0 to 255.
     pub priority: u32,
-    /// Connections to it at once, over all workers; tunnels are not among them.
+    /// Connections to it at once, over all workers; requests, if it speaks HTTP/2. Tunnels are not among them.
     pub max_connections: usize,
+    /// Requests that wait at once because it has as many as it may, over all workers.
+    pub max_queue: usize,
     /// Tunnels to it at once, over all workers.
     pub max_tunnels: usize,
 }

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub promotions_refused: IntCounterVec,
     /// Requests held at this moment.
     pub held_requests: IntGaugeVec,
+    /// Requests that wait because a node has as many as it may, by service and node.
+    pub queued_requests: IntGaugeVec,
     /// How long requests were held.
     pub hold_seconds: HistogramVec,
     /// How long responses waited for a standby.
@@ -126,7 +128,7 @@ impl Metrics {
             ),
             upstream_connections: gauge(
                 "hotwarm_upstream_connections",
-                "Connections to nodes",
+                "Connections to nodes, or requests under way at those that speak HTTP/2",
                 &["service", "node", "state"],
             ),
             tunnels: gauge(
@@ -171,6 +173,11 @@ impl Metrics {
                 "hotwarm_held_requests",
                 "Requests held at this moment",
                 service,
+            ),
+            queued_requests: gauge(
+                "hotwarm_queued_requests",
+                "Requests that wait because a node has as many as it may have at once",
+                node,
             ),
             hold_seconds: histogram(
                 "hotwarm_hold_seconds",

@@ -35,6 +35,7 @@ use crate::secret::Secret;
 use crate::steer::Steering;
 use crate::upstream::barrier::{Barriers, Door, NotPassed};
 use crate::upstream::client::Terms;
+use crate::upstream::places::Cap;
 use crate::upstream::pool::{Pool, PoolLimits, Pools, knock};
 
 /// What a request passes before its service is known.
@@ -60,6 +61,8 @@ pub struct Shared {
     pub breakers: Arc<Breakers>,
     /// What cookies are signed with.
     pub secret: Secret,
+    /// How many connections each node has, in the order of their ids.
+    pub caps: Arc<[Arc<Cap>]>,
     /// How many workers have it, or requests that came when they had.
     pub in_use: Arc<AtomicUsize>,
 }
@@ -105,6 +108,7 @@ struct Kept {
     watched: Watched,
     pools: Pools,
     shares: Vec<(Share, Share)>,
+    queued: Vec<IntGauge>,
     syncd: Vec<Rc<Pool>>,
     held: IntGauge,
 }
@@ -219,6 +223,9 @@ impl Works {
         for kept in &self.kept {
             let held = kept.shared.steering.held();
             kept.held.set(i64::try_from(held).unwrap_or(i64::MAX));
+            for (cap, shown) in kept.shared.caps.iter().zip(&kept.queued) {
+                shown.set(i64::try_from(cap.waiting()).unwrap_or(i64::MAX));
+            }
         }
         let all = self.kept.iter().chain(&self.former);
         all.for_each(Kept::flush);
@@ -256,7 +263,7 @@ fn service_stack(
     let service = &shared.service;
     let numbers = &watched.numbers;
     let lane = shared.steering.lane(plan.lane);
-    let pools = pools(plan, service);
+    let pools = pools(plan, shared);
     let (barriers, syncd) = barriers(plan, service, syncd_token);
     let balance = {
         let seed = plan.rng.borrow_mut().u64(..);
@@ -346,6 +353,7 @@ fn service_stack(
         stack: Some((stack, inner)),
         watched,
         shares: shares(&plan.metrics, service),
+        queued: queued(&plan.metrics, service),
         held: plan
             .metrics
             .held_requests
@@ -382,10 +390,20 @@ fn shares(metrics: &Metrics, service: &config::Service) -> Vec<(Share, Share)> {
         .collect()
 }
 
-fn pools(plan: &Works, service: &config::Service) -> Pools {
-    Pools::new(service.nodes.iter().map(|node| {
+fn queued(metrics: &Metrics, service: &config::Service) -> Vec<IntGauge> {
+    let gauge = |node: &config::Node| {
+        let labels = [&*service.name, &*node.name];
+        metrics.queued_requests.with_label_values(&labels)
+    };
+    service.nodes.iter().map(gauge).collect()
+}
+
+fn pools(plan: &Works, shared: &Shared) -> Pools {
+    let service = &shared.service;
+    Pools::new(service.nodes.iter().zip(&*shared.caps).map(|(node, cap)| {
         let limits = PoolLimits {
-            connections: share(node.max_connections, plan.lanes),
+            cap: Arc::clone(cap),
+            lane: plan.lane,
             connect: service.timeouts.connect,
             wait: service.hold.max_wait,
         };
@@ -413,7 +431,8 @@ fn barriers(
             continue;
         };
         let limits = PoolLimits {
-            connections: SYNCD_CONNECTIONS,
+            cap: Cap::new(SYNCD_CONNECTIONS, SYNCD_CONNECTIONS, 1),
+            lane: 0,
             connect: service.timeouts.connect,
             wait: within,
         };

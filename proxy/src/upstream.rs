@@ -3,5 +3,8 @@
 pub mod barrier;
 pub mod client;
 pub mod link;
+pub mod places;
 pub mod pool;
 pub mod probe;
+mod session;
+mod stream;

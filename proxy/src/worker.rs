@@ -230,7 +230,7 @@ pub fn watch_files(services: &[ServiceHandle]) -> Result<(), StartError> {
     let encrypted: Vec<_> = nodes
         .filter_map(|node| match &node.endpoint {
             Endpoint::Tls(_, outgoing) => Some(Arc::clone(outgoing)),
-            Endpoint::Tcp(_) | Endpoint::Unix(_) => None,
+            Endpoint::Tcp(_) | Endpoint::H2c(_) | Endpoint::Unix(_) => None,
         })
         .collect();
     Ok(tls::outgoing::watch(&encrypted)?)

@@ -129,3 +129,8 @@ pub(super) const fn node_max_connections() -> usize {
 pub(super) const fn node_max_tunnels() -> usize {
     NODE_MAX_TUNNELS
 }
+
+/// As many as may be held while there is no node at all.
+pub(super) const fn node_max_queue() -> usize {
+    1000
+}

@@ -17,14 +17,27 @@ pub enum Endpoint {
     Tcp(Address),
     /// A socket in this machine's file system.
     Unix(PathBuf),
-    /// Over the network, with TLS.
+    /// Over the network, in HTTP/2 without being asked.
+    H2c(Address),
+    /// Over the network, with TLS, in what the node chooses of HTTP/2 and HTTP/1.1.
     Tls(Address, Arc<Outgoing>),
+}
+
+impl Endpoint {
+    /// Whom to ask for when a request does not say. A socket has no name.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        match self {
+            Self::Tcp(address) | Self::H2c(address) | Self::Tls(address, _) => address.to_string(),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) | Self::Tls(address, _) => address.fmt(f),
+            Self::Tcp(address) | Self::H2c(address) | Self::Tls(address, _) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

@@ -207,6 +207,8 @@ pub(super) struct Node {
     pub(super) max_connections: usize,
     #[serde(default = "default::node_max_tunnels")]
     pub(super) max_tunnels: usize,
+    #[serde(default = "default::node_max_queue")]
+    pub(super) max_queue: usize,
 }
 
 /// TLS towards nodes whose URL begins with `https://`.

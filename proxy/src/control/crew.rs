@@ -363,6 +363,7 @@ impl Crew {
             health_why: (health == "down").then(|| self.nodes[node.index()].why.clone()),
             breaker: self.handle.breaker(node).as_str(),
             in_flight: self.steering.in_flight_at(node),
+            queued: self.handle.queued(node),
             syncd: "none",
             lag: NodeView::NO_LAG,
             ..NodeView::default()

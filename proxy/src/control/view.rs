@@ -88,6 +88,8 @@ pub struct NodeView {
     pub in_flight: u64,
     /// Tunnels open there (WebSocket and other upgrades).
     pub tunnels: u64,
+    /// Requests that wait for one of its connections.
+    pub queued: usize,
     /// Whether its syncd is heard; always without one.
     pub syncd: &'static str,
     /// How far behind.

@@ -84,6 +84,8 @@ pub enum Reach {
     Connect,
     /// There was one, and the system took not a byte of the request.
     Unsent,
+    /// It was sent, and the node says that it did nothing with it (RFC 9113 §8.7).
+    Declined,
     /// At least a byte was sent; nothing is known of what the node did with it.
     Sent,
     /// The response began, but its head is not one.
@@ -101,6 +103,12 @@ pub enum Cause {
     ConnectTimeout,
     /// The node's name could not be looked up.
     NameLookup,
+    /// It does not speak HTTP/2, as its URL says it does.
+    NotHttp2,
+    /// The node would not take the request.
+    Declined,
+    /// The node reset the request's stream, with this code (RFC 9113 §7).
+    Reset(u32),
     /// The node's certificate is not accepted, and why.
     Certificate(&'static str),
     /// The handshake of TLS failed, and why.
@@ -129,6 +137,7 @@ impl UpstreamFault {
     pub const fn class(&self) -> Class {
         match self.reach {
             Reach::Connect | Reach::Unsent => Class::NeverSent,
+            Reach::Declined => Class::KnownUnprocessed,
             Reach::Sent | Reach::Head | Reach::Body => Class::MaybeProcessed,
         }
     }
@@ -138,7 +147,7 @@ impl UpstreamFault {
     pub const fn blames_node(&self) -> bool {
         !matches!(
             self.cause,
-            Cause::Broken(_) | Cause::Full | Cause::Abandoned
+            Cause::Broken(_) | Cause::Full | Cause::Declined | Cause::Abandoned
         )
     }
 
@@ -188,6 +197,9 @@ impl Cause {
             Self::Refused => "refused",
             Self::ConnectTimeout => "connect-timeout",
             Self::NameLookup => "name-not-found",
+            Self::NotHttp2 => "not-http2",
+            Self::Declined => "declined",
+            Self::Reset(_) => "reset",
             Self::Certificate(_) => "certificate",
             Self::Handshake(_) => "handshake",
             Self::Closed => "closed",
@@ -218,6 +230,9 @@ impl fmt::Display for Cause {
             Self::Refused => f.write_str("connection refused"),
             Self::ConnectTimeout => f.write_str("connection not accepted in time"),
             Self::NameLookup => f.write_str("name not found"),
+            Self::NotHttp2 => f.write_str("the node does not speak HTTP/2"),
+            Self::Declined => f.write_str("the node would not take the request"),
+            Self::Reset(code) => write!(f, "stream reset by the node with code {code}"),
             Self::Certificate(why) => write!(f, "the node's certificate is refused: {why}"),
             Self::Handshake(why) => write!(f, "no TLS with the node: {why}"),
             Self::Closed => f.write_str("connection closed by the node"),

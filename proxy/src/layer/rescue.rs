@@ -285,13 +285,16 @@ fn upstream(fault: &UpstreamFault) -> Named {
         Cause::Closed | Cause::Io(_) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Cause::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Cause::IdleTimeout => (StatusCode::GATEWAY_TIMEOUT, "connection_read_timeout"),
-        Cause::Malformed(_) => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        Cause::Malformed(_) | Cause::NotHttp2 => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        Cause::Declined => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
+        Cause::Reset(_) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Cause::Broken(_) => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
         Cause::Full => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         Cause::Abandoned => (StatusCode::GATEWAY_TIMEOUT, "connection_terminated"),
     };
     let sent = match fault.reach {
         Reach::Connect | Reach::Unsent => "the request was not sent",
+        Reach::Declined => "the request was not carried out",
         Reach::Sent | Reach::Head | Reach::Body => "whether the request was carried out is unknown",
     };
     Named {

@@ -504,7 +504,12 @@ impl Rules {
             Reach::Sent | Reach::Head if failure.is_loss() => {
                 steering.tell(Sign::Lost(failure.node));
             }
-            Reach::Connect | Reach::Unsent | Reach::Sent | Reach::Head | Reach::Body => (),
+            Reach::Connect
+            | Reach::Unsent
+            | Reach::Declined
+            | Reach::Sent
+            | Reach::Head
+            | Reach::Body => (),
         }
     }
 
@@ -634,11 +639,15 @@ fn until(failure: &UpstreamFault, tries: u32, now: Instant) -> Option<Until> {
         Cause::Refused
         | Cause::ConnectTimeout
         | Cause::NameLookup
+        | Cause::NotHttp2
+        | Cause::Declined
         | Cause::Certificate(_)
         | Cause::Handshake(_)
         | Cause::Closed
         | Cause::Io(_) => Some(Until::Moment(now + pause(tries.saturating_sub(1)))),
-        Cause::ResponseTimeout | Cause::IdleTimeout | Cause::Malformed(_) => Some(Until::Now),
+        Cause::ResponseTimeout | Cause::IdleTimeout | Cause::Reset(_) | Cause::Malformed(_) => {
+            Some(Until::Now)
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! Bytes handed to the system are counted, so that "never sent" is a fact and not a guess. A response may arrive while the
 //! request is still being written (an early 413); a connection is used again only if both messages have ended for certain.
 
-mod encode;
+pub(super) mod encode;
 pub mod parse;
 #[cfg(test)]
 mod tests;
@@ -80,6 +80,8 @@ pub trait Home<T>: Clone + Unpin + 'static {
 
     /// It speaks another protocol from now on, and is none of these connections any more.
     fn let_go(&self, _: &mut T) {}
+    /// Takes one whose request was given up before it was answered; the node may still be at it.
+    fn abandon(&self, connection: Connection<T>);
 }
 
 /// What an exchange needs to know of its surroundings.
@@ -95,7 +97,7 @@ pub struct Terms {
 
 /// One request and its response on a connection, until the response's head is there.
 #[derive(Debug)]
-pub struct Transfer<T, H> {
+pub struct Transfer<T, H: Home<T>> {
     connection: Option<Connection<T>>,
     outflow: Outflow,
     seen: usize,
@@ -347,6 +349,16 @@ where
             declared: head.length.filter(|_| bodiless),
             last: false,
             body,
+        }
+    }
+}
+
+impl<T, H: Home<T>> Drop for Transfer<T, H> {
+    fn drop(&mut self) {
+        if self.outflow.sent > 0
+            && let Some(connection) = self.connection.take()
+        {
+            self.home.abandon(connection);
         }
     }
 }
@@ -686,7 +698,7 @@ fn poll_more<T: AsyncRead + Unpin>(
 }
 
 impl Terms {
-    fn fault(&self, reach: Reach, cause: Cause) -> Fault {
+    pub(super) fn fault(&self, reach: Reach, cause: Cause) -> Fault {
         Fault::Upstream(UpstreamFault {
             node: self.node,
             reach,

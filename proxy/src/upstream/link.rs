@@ -5,13 +5,14 @@
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use shared::clock;
+use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::client::TlsStream;
@@ -58,12 +59,38 @@ impl Link {
     }
 
     fn peek(&self) -> io::Result<usize> {
-        let socket = match self {
-            Self::Tcp(stream) => socket2::SockRef::from(stream),
-            Self::Unix(stream) => socket2::SockRef::from(stream),
-            Self::Tls(stream) => socket2::SockRef::from(stream.get_ref().0),
-        };
-        socket.peek(&mut [MaybeUninit::uninit()])
+        self.socket().peek(&mut [MaybeUninit::uninit()])
+    }
+
+    fn socket(&self) -> SockRef<'_> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream),
+            Self::Unix(stream) => SockRef::from(stream),
+            Self::Tls(stream) => SockRef::from(stream.get_ref().0),
+        }
+    }
+
+    /// Tells the node that nothing more will come. It can still say something.
+    ///
+    /// # Errors
+    /// It is closed already.
+    pub fn end(&self) -> io::Result<()> {
+        self.socket().shutdown(Shutdown::Write)
+    }
+
+    /// Another handle of the same socket, to look at it; `None` if the system has no more.
+    #[must_use]
+    pub fn duplicate(&self) -> Option<Socket> {
+        self.socket().try_clone().ok()
+    }
+
+    /// Whether the node at `endpoint` speaks HTTP/2 here: by its URL, or because it chose to.
+    #[must_use]
+    pub fn is_http2(&self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Self::Tcp(_) | Self::Unix(_) => matches!(endpoint, Endpoint::H2c(_)),
+        }
     }
 }
 
@@ -170,7 +197,9 @@ pub async fn dial(
     last_good: &mut Option<SocketAddr>,
 ) -> Result<Link, DialError> {
     match endpoint {
-        Endpoint::Tcp(address) => over_network(address, last_good).await.map(Link::Tcp),
+        Endpoint::Tcp(address) | Endpoint::H2c(address) => {
+            over_network(address, last_good).await.map(Link::Tcp)
+        }
         Endpoint::Unix(path) => to_socket(path).await.map(Link::Unix),
         Endpoint::Tls(address, outgoing) => {
             let stream = over_network(address, last_good).await?;
@@ -190,7 +219,7 @@ pub async fn knock(
     last_good: &mut Option<SocketAddr>,
 ) -> Result<(), DialError> {
     match endpoint {
-        Endpoint::Tcp(address) | Endpoint::Tls(address, _) => {
+        Endpoint::Tcp(address) | Endpoint::H2c(address) | Endpoint::Tls(address, _) => {
             over_network(address, last_good).await.map(drop)
         }
         Endpoint::Unix(path) => to_socket(path).await.map(drop),

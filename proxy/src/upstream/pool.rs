@@ -4,21 +4,32 @@
 //! is lost, and nobody knows whether it was processed. So connections are put away well before, looked at before they are
 //! given out, and requests that must not be made twice only get one that was in use a moment ago, or a new one.
 
+#[cfg(test)]
+mod tests;
+mod waiting;
+
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tower::Service;
 
+use self::waiting::{Abandoned, Queue, Waited};
 use super::client::{Connection, Home, Terms, Transfer};
 use super::link::{self, Link, dial};
+use super::places::{Cap, Claim};
+use super::session::{self, Session, Sessions};
+use super::stream::message::Authority;
+use super::stream::{self, Streaming};
 use crate::config::Endpoint;
 use crate::exchange::{Attempt, Cause, Fault, Reach, Response, TICK, Trail, UpstreamFault};
 
@@ -30,17 +41,16 @@ const IDLE_EVER: Duration = Duration::from_secs(60);
 const AHEAD: Duration = Duration::from_millis(500);
 /// How long a connection may have been idle to carry a request that must not be made twice.
 const RECENT: Duration = Duration::from_millis(200);
-/// How many requests of one worker wait for a connection to one node.
-const WAITING_MOST: usize = 1024;
-
 /// What one pool may do.
 #[derive(Clone, Debug)]
 pub struct PoolLimits {
-    /// Connections at once; at least 1.
-    pub connections: usize,
+    /// The node's places, shared with other workers.
+    pub cap: Arc<Cap>,
+    /// Which worker this is, from 0.
+    pub lane: usize,
     /// How long connecting may take.
     pub connect: Duration,
-    /// How long a request waits for a connection when all are taken.
+    /// How long a request waits for a place when all are taken.
     pub wait: Duration,
 }
 
@@ -48,42 +58,25 @@ pub struct PoolLimits {
 #[derive(Debug)]
 pub struct Pool {
     endpoint: Endpoint,
+    authority: Authority,
     last_good: Cell<Option<SocketAddr>>,
     limits: PoolLimits,
     terms: Terms,
     idle: RefCell<Vec<Connection<Counted>>>,
-    places: Rc<Places>,
-    waiting: Cell<usize>,
+    /// Places that this worker has taken.
+    taken: Rc<Cell<usize>>,
+    queue: Queue,
+    abandoned: RefCell<Vec<Abandoned>>,
+    /// Whether the node speaks HTTP/2, as far as is known.
+    multiplexes: Cell<bool>,
+    sessions: Sessions,
 }
 
-/// How many connections there are, and a bell for when there is one fewer.
-#[derive(Debug, Default)]
-struct Places {
-    open: Cell<usize>,
-    free: Notify,
-}
-
-/// A socket that counts as one of the pool's as long as it lives, or until it leaves.
+/// A socket that has a place for as long as it lives, or until it leaves.
 #[derive(Debug)]
 pub struct Counted {
     link: Link,
-    place: Option<Rc<Places>>,
-}
-
-impl Counted {
-    /// Gives its place to another.
-    fn leave(&mut self) {
-        if let Some(place) = self.place.take() {
-            place.open.set(place.open.get().saturating_sub(1));
-            place.free.notify_one();
-        }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.leave();
-    }
+    claim: Option<Claim>,
 }
 
 impl AsyncRead for Counted {
@@ -117,14 +110,26 @@ impl AsyncWrite for Counted {
 impl Home<Counted> for Rc<Pool> {
     fn take_back(&self, mut connection: Connection<Counted>) {
         connection.idle_since = self.terms.deadlines.ticks();
-        self.idle.borrow_mut().push(connection);
-        if self.waiting.get() > 0 {
-            self.places.free.notify_one();
+        if self.limits.cap.waiting() == 0 {
+            self.idle.borrow_mut().push(connection);
+        } else {
+            self.pass_on(connection);
         }
     }
 
     fn let_go(&self, io: &mut Counted) {
-        io.leave();
+        io.claim = None;
+    }
+
+    fn abandon(&self, connection: Connection<Counted>) {
+        self.leave(connection.io);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // The steward ends when it finds out.
+        self.limits.cap.news().notify_waiters();
     }
 }
 
@@ -140,24 +145,36 @@ enum Wanted {
 }
 
 impl Pool {
-    /// An empty pool for the node at `endpoint`.
+    /// An empty pool for the node at `endpoint`. Made inside of the worker's runtime.
     #[must_use]
     pub fn new(endpoint: Endpoint, limits: PoolLimits, terms: Terms) -> Rc<Self> {
-        Rc::new(Self {
+        let pool = Rc::new(Self {
+            authority: Authority {
+                name: endpoint.authority(),
+                scheme: match &endpoint {
+                    Endpoint::Tls(..) => Scheme::HTTPS,
+                    Endpoint::Tcp(_) | Endpoint::Unix(_) | Endpoint::H2c(_) => Scheme::HTTP,
+                },
+            },
+            multiplexes: Cell::new(matches!(endpoint, Endpoint::H2c(_))),
             endpoint,
             last_good: Cell::new(None),
+            sessions: Sessions::new(terms.deadlines.clone()),
+            queue: Queue::default(),
+            abandoned: RefCell::default(),
+            taken: Rc::default(),
+            idle: RefCell::default(),
             limits,
             terms,
-            idle: RefCell::default(),
-            places: Rc::default(),
-            waiting: Cell::new(0),
-        })
+        });
+        spawn_local(waiting::steward(Rc::downgrade(&pool)));
+        pool
     }
 
-    /// Connections that are idle, and all that are open.
+    /// Connections that are idle, and all places that are taken, by this worker.
     #[must_use]
     pub fn count(&self) -> (usize, usize) {
-        (self.idle.borrow().len(), self.places.open.get())
+        (self.idle.borrow().len(), self.taken.get())
     }
 
     /// Closes connections that have been idle for long enough, or that the node has closed.
@@ -171,6 +188,7 @@ impl Pool {
             })
             .collect();
         drop(gone);
+        self.sessions.reap();
     }
 
     fn take(&self, wanted: Wanted) -> Option<Connection<Counted>> {
@@ -209,59 +227,83 @@ impl Pool {
         self.idle_for(connection) > most
     }
 
-    /// A place for one more connection, if there is one; makes one by closing an idle connection that will not do.
-    fn place(&self) -> Option<Rc<Places>> {
-        if self.places.open.get() >= self.limits.connections {
-            let mut idle = self.idle.borrow_mut();
-            let oldest = (!idle.is_empty()).then(|| idle.remove(0));
-            drop(idle);
-            oldest?;
+    /// A place for one more connection, if there is one and nobody waits; makes one by closing an idle connection that will
+    /// not do.
+    fn place(&self) -> Option<Claim> {
+        let cap = &self.limits.cap;
+        if cap.waiting() > 0 {
+            return None;
         }
-        self.places.open.set(self.places.open.get() + 1);
-        Some(Rc::clone(&self.places))
+        if let Some(claim) = cap.claim(&self.taken) {
+            return Some(claim);
+        }
+        self.close_oldest().then(|| cap.claim(&self.taken))?
     }
 
-    async fn connect(self: Rc<Self>, wanted: Wanted) -> Result<Connection<Counted>, UpstreamFault> {
-        let place = match self.place() {
-            Some(place) => place,
+    /// Closes the connection that has been idle for longest; `false` if none is.
+    fn close_oldest(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let oldest = (!idle.is_empty()).then(|| idle.remove(0));
+        drop(idle);
+        oldest.is_some()
+    }
+
+    async fn connect(self: Rc<Self>, wanted: Wanted) -> Result<Found, UpstreamFault> {
+        let claim = match self.place() {
+            Some(claim) => claim,
             None => match self.wait(wanted).await? {
-                Waited::Idle(connection) => return Ok(connection),
-                Waited::Place(place) => place,
+                Waited::Idle(connection) => return Ok(Found::Connection(connection)),
+                Waited::Place(claim) => claim,
             },
         };
-        // Counted from here on, so that the place is given back however this ends.
-        let mut claim = Claim(Some(place));
-        let link = timeout(self.limits.connect, self.dial()).await;
-        let link = link.map_err(|_| self.fault(Cause::ConnectTimeout))??;
-        match claim.0.take() {
-            Some(place) => Ok(Connection::new(Counted {
-                link,
-                place: Some(place),
-            })),
-            None => Err(self.fault(Cause::Full)),
+        if self.multiplexes.get() {
+            self.share(claim, wanted).await
+        } else {
+            self.make(claim).await
         }
     }
 
-    /// Waits for a connection to be given back, or closed.
-    async fn wait(self: &Rc<Self>, wanted: Wanted) -> Result<Waited, UpstreamFault> {
-        if self.waiting.get() >= WAITING_MOST {
-            return Err(self.fault(Cause::Full));
-        }
-        let waiting = Waiting::new(self);
-        let freed = async {
+    /// Makes a connection. A session that others can share is left where they look for one.
+    async fn make(&self, claim: Claim) -> Result<Found, UpstreamFault> {
+        let made = async {
+            let link = self.dial().await?;
+            self.multiplexes.set(link.is_http2(&self.endpoint));
+            if !self.multiplexes.get() {
+                let counted = Counted {
+                    link,
+                    claim: Some(claim),
+                };
+                return Ok(Found::Connection(Connection::new(counted)));
+            }
+            let socket = link.duplicate();
+            let shaken = session::handshake(link).await;
+            self.sessions
+                .add(shaken.map_err(|cause| self.fault(cause))?, socket);
+            let session = self.sessions.find(false);
+            let session = session.ok_or_else(|| self.fault(Cause::Closed))?;
+            Ok(Found::Session(session, claim))
+        };
+        let made = timeout(self.limits.connect, made).await;
+        made.map_err(|_| self.fault(Cause::ConnectTimeout))?
+    }
+
+    /// Finds a session with room for another request, or makes one, one at a time.
+    async fn share(&self, claim: Claim, wanted: Wanted) -> Result<Found, UpstreamFault> {
+        let found = async {
             loop {
-                self.places.free.notified().await;
-                if let Some(connection) = self.take(wanted) {
-                    return Waited::Idle(connection);
+                if let Some(session) = self.sessions.find(wanted != Wanted::Any) {
+                    return Ok(Found::Session(session, claim));
                 }
-                if let Some(place) = self.place() {
-                    return Waited::Place(place);
+                if let Some(making) = self.sessions.begin() {
+                    let made = self.make(claim).await;
+                    drop(making);
+                    return made;
                 }
+                self.sessions.changed().await;
             }
         };
-        let freed = timeout(self.limits.wait, freed).await;
-        drop(waiting);
-        freed.map_err(|_| self.fault(Cause::Full))
+        let found = timeout(self.limits.wait, found).await;
+        found.map_err(|_| self.fault(Cause::Full))?
     }
 
     async fn dial(&self) -> Result<Link, UpstreamFault> {
@@ -288,14 +330,38 @@ impl Pool {
         };
         let trail = Rc::clone(&attempt.trail);
         trail.set_sent(false);
-        let state = match self.take(wanted) {
-            Some(connection) => State::Talking(self.talk(connection, attempt)),
-            None => State::Connecting(Box::pin(Rc::clone(self).connect(wanted)), Some(attempt)),
+        let state = if self.multiplexes.get() {
+            self.begin_stream(wanted, attempt)
+        } else {
+            match self.take(wanted) {
+                Some(connection) => State::Talking(self.talk(connection, attempt)),
+                None => self.begin_connecting(wanted, attempt),
+            }
         };
         Exchanging {
             state,
             trail,
             pool: Rc::clone(self),
+        }
+    }
+
+    fn begin_connecting(self: &Rc<Self>, wanted: Wanted, attempt: Attempt) -> State {
+        let connecting = Box::pin(Rc::clone(self).connect(wanted));
+        State::Connecting(connecting, Some(attempt))
+    }
+
+    fn begin_stream(self: &Rc<Self>, wanted: Wanted, mut attempt: Attempt) -> State {
+        let session = self.sessions.find(wanted != Wanted::Any);
+        match session.and_then(|session| Some((session, self.place()?))) {
+            Some((session, claim)) => self.open(&session, claim, &mut attempt),
+            None => self.begin_connecting(wanted, attempt),
+        }
+    }
+
+    fn open(&self, session: &Rc<Session>, claim: Claim, attempt: &mut Attempt) -> State {
+        match stream::open(session, claim, attempt, &self.authority, &self.terms) {
+            Ok(streaming) => State::Streaming(Box::new(streaming)),
+            Err(fault) => State::Failed(fault),
         }
     }
 
@@ -317,39 +383,10 @@ impl Pool {
     }
 }
 
-enum Waited {
-    Idle(Connection<Counted>),
-    Place(Rc<Places>),
-}
-
-/// A place that is given back unless a connection takes it over.
-struct Claim(Option<Rc<Places>>);
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if let Some(places) = &self.0 {
-            places.open.set(places.open.get().saturating_sub(1));
-            places.free.notify_one();
-        }
-    }
-}
-
-/// Counts as waiting for as long as it lives.
-struct Waiting<'p>(&'p Pool);
-
-impl<'p> Waiting<'p> {
-    fn new(pool: &'p Pool) -> Self {
-        pool.waiting.set(pool.waiting.get() + 1);
-        Self(pool)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.set(self.0.waiting.get().saturating_sub(1));
-        // If the bell was rung for this one and it left, the next must hear it.
-        self.0.places.free.notify_one();
-    }
+/// What a request can go out on.
+enum Found {
+    Connection(Connection<Counted>),
+    Session(Rc<Session>, Claim),
 }
 
 /// Whether an idle connection is as it should be: open, and nothing to read.
@@ -357,7 +394,7 @@ fn is_silent(connection: &mut Connection<Counted>, careful: bool) -> bool {
     connection.io.link.is_silent(careful)
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<Connection<Counted>, UpstreamFault>>>>;
+type Connecting = Pin<Box<dyn Future<Output = Result<Found, UpstreamFault>>>>;
 
 #[expect(
     clippy::large_enum_variant,
@@ -366,6 +403,9 @@ type Connecting = Pin<Box<dyn Future<Output = Result<Connection<Counted>, Upstre
 enum State {
     Connecting(Connecting, Option<Attempt>),
     Talking(Transfer<Counted, Rc<Pool>>),
+    Streaming(Box<Streaming>),
+    Failed(Fault),
+    Over,
 }
 
 /// One attempt under way. A future for the response.
@@ -396,14 +436,41 @@ impl Future for Exchanging {
                     return response;
                 }
                 State::Connecting(connecting, attempt) => {
-                    let connection = ready!(connecting.as_mut().poll(context))?;
-                    let Some(attempt) = attempt.take() else {
+                    let found = ready!(connecting.as_mut().poll(context))?;
+                    let Some(mut attempt) = attempt.take() else {
                         return Poll::Pending;
                     };
-                    this.state = State::Talking(this.pool.talk(connection, attempt));
+                    this.state = match found {
+                        Found::Connection(connection) => {
+                            State::Talking(this.pool.talk(connection, attempt))
+                        }
+                        Found::Session(session, claim) => {
+                            this.pool.open(&session, claim, &mut attempt)
+                        }
+                    };
                 }
+                State::Streaming(streaming) => {
+                    let answered = ready!(streaming.poll_response(context));
+                    let State::Streaming(streaming) = this.take() else {
+                        return Poll::Pending;
+                    };
+                    return Poll::Ready(answered.and_then(|response| streaming.finish(response)));
+                }
+                State::Failed(_) => {
+                    let State::Failed(fault) = this.take() else {
+                        return Poll::Pending;
+                    };
+                    return Poll::Ready(Err(fault));
+                }
+                State::Over => return Poll::Pending,
             }
         }
+    }
+}
+
+impl Exchanging {
+    const fn take(&mut self) -> State {
+        std::mem::replace(&mut self.state, State::Over)
     }
 }
 
@@ -449,217 +516,5 @@ pub async fn knock(pool: &Pool, within: Duration) -> Option<bool> {
         Ok(()) => Some(true),
         Err(error) if error.is_refusal() => Some(false),
         Err(_) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Address;
-    use crate::exchange::{Body, Deadlines, Head, Upload};
-    use crate::logic::NodeId;
-    use http_body_util::BodyExt;
-    use shared::clock;
-    use std::cell::Cell;
-    use std::net::Ipv4Addr;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
-    use tokio::task::spawn_local;
-
-    /// A node that counts connections and answers every request with a few fields and "ok".
-    struct Node {
-        address: SocketAddr,
-        accepted: Rc<Cell<usize>>,
-    }
-
-    async fn node(fields: &'static str, close_after: Option<usize>) -> Node {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let (address, accepted) = (listener.local_addr().unwrap(), Rc::new(Cell::new(0)));
-        let count = Rc::clone(&accepted);
-        spawn_local(async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                count.set(count.get() + 1);
-                spawn_local(async move {
-                    let mut served = 0;
-                    let mut request = [0; 1024];
-                    while stream.read(&mut request).await.is_ok_and(|n| n > 0) {
-                        let answer =
-                            format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{fields}\r\nok");
-                        stream.write_all(answer.as_bytes()).await.unwrap();
-                        served += 1;
-                        if close_after == Some(served) {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        Node { address, accepted }
-    }
-
-    fn pool(address: SocketAddr, connections: usize) -> Rc<Pool> {
-        let endpoint = Endpoint::Tcp(Address {
-            host: address.ip().to_string(),
-            port: address.port(),
-        });
-        let limits = PoolLimits {
-            connections,
-            connect: Duration::from_secs(1),
-            wait: Duration::from_millis(200),
-        };
-        let terms = Terms {
-            node: NodeId(0),
-            idle: Duration::from_secs(1),
-            deadlines: Deadlines::default(),
-        };
-        Pool::new(endpoint, limits, terms)
-    }
-
-    /// Lets time pass, as far as the pool is concerned.
-    fn pass(pool: &Pool, span: Duration) {
-        for _ in 0..span.as_millis() / TICK.as_millis() {
-            pool.terms.deadlines.tick();
-        }
-    }
-
-    fn attempt(method: &str) -> Attempt {
-        Attempt {
-            head: Rc::new(Head::plain(method.parse().unwrap(), "/")),
-            upload: Upload::none(),
-            node: NodeId(0),
-            began: clock::now(),
-            fresh: false,
-            trail: Rc::new(Trail::for_test()),
-        }
-    }
-
-    async fn ask(pool: &Rc<Pool>, method: &str) -> Result<Body, Fault> {
-        pool.exchange(attempt(method))
-            .await
-            .map(|response| response.body)
-    }
-
-    fn local(test: impl Future<Output = ()> + 'static) {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        let runtime = builder
-            .enable_all()
-            .build_local(tokio::runtime::LocalOptions::default());
-        runtime.unwrap().block_on(test);
-    }
-
-    #[test]
-    fn a_connection_is_used_again_until_it_has_been_idle_for_too_long() {
-        local(async {
-            let node = node("", None).await;
-            let pool = pool(node.address, 8);
-            for _ in 0..3 {
-                let body = ask(&pool, "GET").await.unwrap();
-                assert_eq!(body.collect().await.unwrap().to_bytes(), "ok");
-            }
-            assert_eq!((node.accepted.get(), pool.count()), (1, (1, 1)));
-            pass(&pool, Duration::from_secs(3));
-            ask(&pool, "GET").await.unwrap();
-            assert_eq!((node.accepted.get(), pool.count()), (2, (1, 1)));
-            pass(&pool, Duration::from_secs(3));
-            pool.reap();
-            assert_eq!(pool.count(), (0, 0));
-        });
-    }
-
-    #[test]
-    fn what_must_not_be_made_twice_gets_a_recent_connection_or_a_new_one() {
-        local(async {
-            let node = node("", None).await;
-            let pool = pool(node.address, 8);
-            ask(&pool, "GET").await.unwrap();
-            pass(&pool, Duration::from_millis(100));
-            ask(&pool, "POST").await.unwrap();
-            assert_eq!(node.accepted.get(), 1);
-            pass(&pool, Duration::from_secs(1));
-            ask(&pool, "POST").await.unwrap();
-            assert_eq!((node.accepted.get(), pool.count().0), (2, 2));
-            let fresh = Attempt {
-                fresh: true,
-                ..attempt("GET")
-            };
-            pool.exchange(fresh).await.unwrap();
-            assert_eq!(node.accepted.get(), 3);
-        });
-    }
-
-    #[test]
-    fn the_node_s_own_word_on_keeping_connections_counts() {
-        local(async {
-            for (fields, later, again) in [
-                ("Keep-Alive: timeout=5\r\n", 3, true),
-                ("Keep-Alive: timeout=5\r\n", 6, false),
-                ("Keep-Alive: timeout=1\r\n", 1, false),
-            ] {
-                let node = node(fields, None).await;
-                let pool = pool(node.address, 8);
-                ask(&pool, "GET").await.unwrap();
-                pass(&pool, Duration::from_secs(later));
-                ask(&pool, "GET").await.unwrap();
-                assert_eq!(node.accepted.get() == 1, again, "{fields} after {later} s");
-            }
-        });
-    }
-
-    #[test]
-    fn a_connection_that_the_node_has_closed_is_not_given_out() {
-        local(async {
-            let node = node("", Some(1)).await;
-            let pool = pool(node.address, 8);
-            for n in 1..=20 {
-                ask(&pool, "POST").await.unwrap();
-                assert_eq!(node.accepted.get(), n);
-                // The node's end is seen by the system before it is seen by the runtime; a careful look finds it.
-                while is_silent(&mut pool.idle.borrow_mut()[0], true) {
-                    tokio::task::yield_now().await;
-                }
-            }
-        });
-    }
-
-    #[test]
-    fn connections_are_bounded_and_those_who_wait_get_them_in_turn() {
-        local(async {
-            let node = node("", None).await;
-            let pool = pool(node.address, 2);
-            let tasks: Vec<_> = (0..50)
-                .map(|_| {
-                    let pool = Rc::clone(&pool);
-                    spawn_local(async move { ask(&pool, "GET").await.is_ok() })
-                })
-                .collect();
-            for task in tasks {
-                assert!(task.await.unwrap());
-            }
-            assert_eq!((node.accepted.get(), pool.count().1), (2, 2));
-            // Both taken by requests that nobody finishes: the third is told so in time.
-            let _held = [pool.place().unwrap(), pool.place().unwrap()];
-            let refused = ask(&pool, "GET").await;
-            let full = matches!(refused, Err(Fault::Upstream(fault)) if fault.cause == Cause::Full);
-            assert!(full && pool.waiting.get() == 0);
-        });
-    }
-
-    #[test]
-    fn a_refused_connection_was_never_sent_and_gives_its_place_back() {
-        local(async {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-            let address = listener.local_addr().unwrap();
-            drop(listener);
-            let pool = pool(address, 1);
-            for _ in 0..3 {
-                let Err(Fault::Upstream(fault)) = ask(&pool, "POST").await else {
-                    panic!("answered");
-                };
-                assert_eq!((fault.reach, fault.cause), (Reach::Connect, Cause::Refused));
-            }
-            assert_eq!(pool.count(), (0, 0));
-            assert_eq!(knock(&pool, Duration::from_secs(1)).await, Some(false));
-        });
     }
 }

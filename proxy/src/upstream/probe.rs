@@ -14,7 +14,9 @@ use tokio::time::timeout;
 
 use super::client::parse::{self, Asked, Found};
 use super::link::{self, DialError, Link, dial};
+use super::session;
 use crate::config::{Endpoint, Health};
+use crate::exchange::Cause;
 use crate::exchange::decode::{Decoder, Malformed, Piece};
 use crate::logic::NodeId;
 
@@ -107,7 +109,7 @@ async fn beat(
         let kind = match timeout(within, ask(target)).await {
             Ok(Ok(answer)) => {
                 let kind = target.judge(answer.status);
-                rest = Some(answer);
+                rest = answer.rest;
                 kind
             }
             Ok(Err(failure)) => failure.seen(),
@@ -182,6 +184,8 @@ enum Failure {
     Talk(io::Error),
     Closed,
     Malformed(Malformed),
+    Http2(Cause),
+    Broken(String),
 }
 
 impl Failure {
@@ -190,7 +194,12 @@ impl Failure {
             why: self.to_string(),
             how: match self {
                 Self::Dial(error) if error.is_refusal() => How::Refused,
-                Self::Dial(_) | Self::Talk(_) | Self::Closed | Self::Malformed(_) => How::Wrong,
+                Self::Dial(_)
+                | Self::Talk(_)
+                | Self::Closed
+                | Self::Malformed(_)
+                | Self::Http2(_)
+                | Self::Broken(_) => How::Wrong,
             },
         }
     }
@@ -202,6 +211,8 @@ impl fmt::Display for Failure {
             Self::Dial(error) => error.fmt(f),
             Self::Talk(error) => write!(f, "read the answer: {error}"),
             Self::Closed => f.write_str("closed without an answer"),
+            Self::Http2(cause) => cause.fmt(f),
+            Self::Broken(why) => write!(f, "no answer in HTTP/2: {why}"),
             Self::Malformed(Malformed(why)) => write!(f, "malformed answer: {why}"),
         }
     }
@@ -210,12 +221,17 @@ impl fmt::Display for Failure {
 /// An answer whose head has come.
 struct Answer {
     status: u16,
+    rest: Option<Rest>,
+}
+
+/// What comes behind a head, on HTTP/1.1.
+struct Rest {
     decoder: Decoder,
     bytes: BytesMut,
     link: Link,
 }
 
-impl Answer {
+impl Rest {
     /// Lets the node finish, within reason: it might log a reset as an error.
     async fn drain(mut self) {
         let mut left = BODY_READ;
@@ -237,14 +253,6 @@ impl Target {
         dial(&self.endpoint, &mut None).await
     }
 
-    /// Whom to ask for. A socket has no name.
-    fn host(&self) -> String {
-        match &self.endpoint {
-            Endpoint::Tcp(address) | Endpoint::Tls(address, _) => address.to_string(),
-            Endpoint::Unix(_) => "localhost".to_owned(),
-        }
-    }
-
     fn judge(&self, status: u16) -> Seen {
         if self.health.statuses.contain(status) {
             return Seen::Passed;
@@ -259,10 +267,13 @@ impl Target {
 /// Asks once.
 async fn ask(target: &Target) -> Result<Answer, Failure> {
     let mut link = target.dial().await.map_err(Failure::Dial)?;
+    if link.is_http2(&target.endpoint) {
+        return ask_in_http2(target, link).await;
+    }
     let request = format!(
         "GET {} HTTP/1.1\r\nhost: {}\r\nuser-agent: hotwarm\r\naccept: */*\r\nconnection: close\r\n\r\n",
         target.health.path,
-        target.host()
+        target.endpoint.authority()
     );
     let sent = link.write_all(request.as_bytes()).await;
     sent.map_err(Failure::Talk)?;
@@ -278,13 +289,47 @@ async fn ask(target: &Target) -> Result<Answer, Failure> {
                 Found::Final(head) => {
                     return Ok(Answer {
                         status: head.status.as_u16(),
-                        decoder: Decoder::new(head.framing),
-                        bytes,
-                        link,
+                        rest: Some(Rest {
+                            decoder: Decoder::new(head.framing),
+                            bytes,
+                            link,
+                        }),
                     });
                 }
                 Found::Interim(_) => (),
             }
         }
     }
+}
+
+async fn ask_in_http2(target: &Target, link: Link) -> Result<Answer, Failure> {
+    let scheme = match &target.endpoint {
+        Endpoint::Tls(..) => "https",
+        Endpoint::Tcp(_) | Endpoint::H2c(_) | Endpoint::Unix(_) => "http",
+    };
+    let request = http::Request::builder()
+        .uri(format!(
+            "{scheme}://{}{}",
+            target.endpoint.authority(),
+            target.health.path
+        ))
+        .version(http::Version::HTTP_2)
+        .header(http::header::USER_AGENT, "hotwarm")
+        .header(http::header::ACCEPT, "*/*")
+        .body(());
+    let request = request.map_err(|_| Failure::Malformed(Malformed("the path is not valid")))?;
+    let shaken = session::handshake(link).await;
+    let (mut send, mut connection) = shaken.map_err(Failure::Http2)?;
+    let broken = |error: h2::Error| Failure::Broken(error.to_string());
+    let (mut response, _) = send.send_request(request, true).map_err(broken)?;
+    let answered = tokio::select! {
+        biased;
+        answered = &mut response => answered,
+        // What came before its end is there now.
+        _ = &mut connection => response.await,
+    };
+    Ok(Answer {
+        status: answered.map_err(broken)?.status().as_u16(),
+        rest: None,
+    })
 }

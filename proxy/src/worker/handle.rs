@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::secret::Secret;
 use crate::stack::Shared;
 use crate::steer::{Sign, Steering};
+use crate::upstream::places::Cap;
 
 /// What the data plane needs of one service, and shows of it.
 #[derive(Clone, Debug)]
@@ -34,7 +35,10 @@ impl ServiceHandle {
         };
         let gauges = service.nodes.iter().map(gauge).collect();
         let breakers = Breakers::new(service.breaker, gauges, lanes, Arc::clone(&steering));
+        let cap = |node: &config::Node| Cap::new(node.max_connections, node.max_queue, lanes);
+        let caps = service.nodes.iter().map(cap).collect();
         Self(Shared {
+            caps,
             service,
             steering,
             breakers,
@@ -84,6 +88,12 @@ impl ServiceHandle {
     #[must_use]
     pub fn answers(&self, node: NodeId) -> u64 {
         self.0.breakers.successes(node)
+    }
+
+    /// How many requests wait for a place at `node`, over all workers.
+    #[must_use]
+    pub fn queued(&self, node: NodeId) -> usize {
+        self.0.caps[node.index()].waiting()
     }
 
     /// The service's settings.

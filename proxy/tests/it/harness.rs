@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod front;
 pub(crate) mod gunicorn;
 pub(crate) mod http2;
+pub(crate) mod http2_node;
 pub(crate) mod node;
 pub(crate) mod program;
 pub(crate) mod season;

@@ -21,7 +21,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
 
 /// What a node shows; `clients` are the certificates that it accepts, if it asks for one.
-fn showing(papers: &Papers, name: &str, clients: Option<&str>) -> Arc<ServerConfig> {
+pub(crate) fn showing(papers: &Papers, name: &str, clients: Option<&str>) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])

@@ -21,6 +21,8 @@ use crate::logic::route::HostPattern;
 
 /// A service with more copies than this is another kind of system.
 const NODES_MOST: usize = 64;
+/// Each of those who wait takes memory, and a client's patience.
+const QUEUE_MOST: usize = 100_000;
 /// Names appear in paths, metrics and file names.
 const NAME_MOST: usize = 64;
 /// Larger weights say nothing more.
@@ -282,6 +284,12 @@ impl One<'_> {
         if node.max_connections == 0 {
             self.note(&key("max_connections"), "must be at least 1");
         }
+        if node.max_queue > QUEUE_MOST {
+            self.note(
+                &key("max_queue"),
+                format!("{} is too many: 0 to {QUEUE_MOST}", node.max_queue),
+            );
+        }
         let syncd = node.syncd.as_deref();
         Node {
             id: NodeId(u8::try_from(n).unwrap_or(u8::MAX)),
@@ -292,6 +300,7 @@ impl One<'_> {
             priority: node.priority,
             max_connections: node.max_connections,
             max_tunnels: node.max_tunnels,
+            max_queue: node.max_queue,
         }
     }
 

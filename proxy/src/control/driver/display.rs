@@ -83,6 +83,7 @@ impl Driver {
             breaker: self.handle.breaker(node).as_str(),
             in_flight: safe + writes,
             tunnels: self.tunnels(node),
+            queued: self.handle.queued(node),
             syncd: match (replicated, &driver.report) {
                 (false, _) => "none",
                 (true, Some(_)) => "heard",

@@ -22,7 +22,7 @@ pub fn code(fault: &Fault, status: StatusCode) -> &'static str {
         Fault::NoService => UNIMPLEMENTED,
         Fault::Unavailable(_) => UNAVAILABLE,
         Fault::Upstream(failure) => match failure.reach {
-            Reach::Connect | Reach::Unsent => UNAVAILABLE,
+            Reach::Connect | Reach::Unsent | Reach::Declined => UNAVAILABLE,
             Reach::Sent | Reach::Head | Reach::Body if status == StatusCode::GATEWAY_TIMEOUT => {
                 DEADLINE_EXCEEDED
             }

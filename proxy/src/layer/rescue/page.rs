@@ -27,7 +27,7 @@ please check before you send anything a second time.";
         Fault::Unavailable(_) => TAKEN,
         Fault::NoService => "There is no site by this name here.",
         Fault::Upstream(fault) => match fault.reach {
-            Reach::Connect | Reach::Unsent => UNSENT,
+            Reach::Connect | Reach::Unsent | Reach::Declined => UNSENT,
             Reach::Sent | Reach::Head | Reach::Body => UNKNOWN,
         },
         Fault::Unconfirmed(Unconfirmed::Unreplicated | Unconfirmed::Outdated) => UNKNOWN,

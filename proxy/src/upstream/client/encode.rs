@@ -71,7 +71,7 @@ pub(super) fn request(out: &mut Vec<u8>, head: &Head, upload: &Upload, trail: &T
 }
 
 /// Appends who the client is, what it asked for, and which way it came; see `layer::forward`.
-fn way_here(out: &mut Vec<u8>, head: &Head, trail: &Trail) {
+pub(in crate::upstream) fn way_here(out: &mut Vec<u8>, head: &Head, trail: &Trail) {
     out.extend_from_slice(b"X-Forwarded-For: ");
     out.extend_from_slice(trail.peer.shown.as_bytes());
     out.extend_from_slice(b"\r\nForwarded: ");

@@ -92,6 +92,10 @@ impl Home<Wire> for Shelf {
     fn take_back(&self, connection: Connection<Wire>) {
         self.0.borrow_mut().push(connection);
     }
+
+    fn abandon(&self, connection: Connection<Wire>) {
+        drop(connection);
+    }
 }
 
 struct Bench {

@@ -72,7 +72,11 @@ impl Front {
 
     /// TLS.
     pub(crate) fn tls(node: &Node, config: Arc<ServerConfig>, ending: Ending) -> Self {
-        let to = node.address;
+        Self::tls_at(node.address, config, ending)
+    }
+
+    /// TLS before whatever is at an address.
+    pub(crate) fn tls_at(to: SocketAddr, config: Arc<ServerConfig>, ending: Ending) -> Self {
         let accepted = Arc::new(AtomicUsize::new(0));
         let handshakes = Arc::<Mutex<Vec<_>>>::default();
         let (count, kinds) = (Arc::clone(&accepted), Arc::clone(&handshakes));
@@ -143,7 +147,9 @@ impl Drop for Front {
 }
 
 /// Runs `work` on a thread of its own until the sender is dropped.
-fn run(work: impl Future<Output = ()> + Send + 'static) -> (oneshot::Sender<()>, JoinHandle<()>) {
+pub(crate) fn run(
+    work: impl Future<Output = ()> + Send + 'static,
+) -> (oneshot::Sender<()>, JoinHandle<()>) {
     let (stop, stopped) = oneshot::channel();
     let thread = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -91,12 +91,10 @@ impl One<'_> {
     /// Where a node is, by its URL.
     pub(super) fn endpoint(&mut self, key: &str, url: &str, trust: Option<&NodeTrust>) -> Endpoint {
         let nowhere = || Endpoint::Unix(PathBuf::new());
-        if url.starts_with("h2c://") {
-            self.not_built(key, "h2c://");
-            return nowhere();
-        }
         let read = if let Some(rest) = url.strip_prefix("http://") {
             address(rest, 80).map(Endpoint::Tcp)
+        } else if let Some(rest) = url.strip_prefix("h2c://") {
+            address(rest, 80).map(Endpoint::H2c)
         } else if let Some(path) = url.strip_prefix("unix:") {
             socket(path).map(Endpoint::Unix)
         } else if let Some(rest) = url.strip_prefix("https://") {
@@ -112,7 +110,7 @@ impl One<'_> {
         read.unwrap_or_else(|why| {
             self.note(
                 key,
-                format!("\"{url}\" is not a node's URL: {why}; expected http://HOST:PORT, https://HOST:PORT or unix:/PATH"),
+                format!("\"{url}\" is not a node's URL: {why}; expected http://HOST:PORT, https://HOST:PORT, h2c://HOST:PORT or unix:/PATH"),
             );
             nowhere()
         })
