@@ -25,7 +25,11 @@ fn listener(address: SocketAddr) -> String {
 #[test]
 fn a_hundred_reloads_under_load_fail_no_request_and_what_is_untouched_goes_on_counting() {
     let (node, other) = (Node::ok(), Node::ok());
-    let extra = nobody();
+    // An address of its own: nobody connects from there, so that the port is free whenever it is bound again.
+    let extra = TcpListener::bind("127.0.0.77:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let base = service("shop", node.address);
     let changing = |n: u32| {
         let timeouts = format!("[service.timeouts]\nidle = \"{}s\"\n", 60 + n % 7);
