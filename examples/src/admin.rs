@@ -173,6 +173,24 @@ impl Hotwarm {
         let path = format!("/api/v1/services/{}/switchover", self.service);
         self.peer.post(&path, &Handover { to: node }, within).await
     }
+
+    /// Sends no more requests to `node`, which hands over first if it is primary; returns when none is under way there.
+    ///
+    /// # Errors
+    /// It was refused, or there is no answer.
+    pub async fn drain(&self, node: &str, within: Duration) -> Result<Value, CallError> {
+        let path = format!("/api/v1/services/{}/nodes/{node}/drain", self.service);
+        self.peer.post(&path, &(), within).await
+    }
+
+    /// Lets `node` take requests again.
+    ///
+    /// # Errors
+    /// It was refused, or there is no answer.
+    pub async fn undrain(&self, node: &str) -> Result<Value, CallError> {
+        let path = format!("/api/v1/services/{}/nodes/{node}/undrain", self.service);
+        self.peer.post(&path, &(), WITHIN).await
+    }
 }
 
 /// A running `syncd`, seen by its operator.

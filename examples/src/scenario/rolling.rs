@@ -1,4 +1,5 @@
-//! Applications are restarted one after the other under load, as for every new release: nobody must notice.
+//! Applications are restarted one after the other under load, as for every new release, each drained before: nobody must
+//! notice.
 
 use std::time::Duration;
 
@@ -48,13 +49,23 @@ pub async fn run(options: Options) -> Result<Report, Trouble> {
         let part = Part::App(side);
         let from = clock::now();
         let stack = &rehearsal.stack;
+        let drained = stack.hotwarm().drain(side.name(), GRACE).await;
+        if let Err(error) = drained {
+            let word = format!("drain {side}: {error}");
+            rehearsal.report.broken.push(word);
+            continue;
+        }
         let good = tokio::task::block_in_place(|| stack.terminate(part, GRACE));
         if !good {
             let word = format!("restart {number}: {side}'s application did not end in good order");
             rehearsal.report.notes.push(word);
         }
-        rehearsal.stack.start(part)?;
-        rehearsal.stack.until_safe(WHOLE_WITHIN).await?;
+        let stack = &rehearsal.stack;
+        stack.start(part)?;
+        if let Err(error) = stack.hotwarm().undrain(side.name()).await {
+            let word = format!("undrain {side}: {error}");
+            rehearsal.report.broken.push(word);
+        }
         moments.push((from, clock::now()));
     }
     let ledger = rehearsal.close().await;
