@@ -235,7 +235,7 @@ class Ctx:
             HOTWARM=os.environ.get("HOTWARM", ROOT + "/target/release/hotwarm"),
             ADMIN_PORT=ADMIN_PORT,
             NOFILE=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-            MAXCONN=resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 50,
+            MAXCONN=os.environ.get("MAXCONN", resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 50),
         )
 
 
@@ -347,6 +347,8 @@ def per_gb(r, nbytes):
     return r
 
 
+# HAProxy takes two descriptors for each connection: 10,000 are more than it can be given where 20,000 are the limit.
+MORE_IDLE = int(os.environ.get("MORE_IDLE", 900))
 H, S = f"http://127.0.0.1:{PORT}", f"https://localhost:{TLS_PORT}"
 
 
@@ -466,13 +468,50 @@ def t_websocket(p, a):
     return per_req(r)
 
 
+def t_half(p, a):
+    """an open loop at about half of what the proxies can do: what latency they add"""
+    o = ["open", "--target", f"127.0.0.1:{PORT}", "--rate", 20000, "--conns", 64]
+    olgen(*o, "--dur", 0.5)
+    r = measured(p, lambda: olgen(*o, "--dur", a.dur))
+    r["requests"], r["dur_us"] = r["ok"], int(a.dur * 1e6)
+    return per_req(r)
+
+
+def t_stream10g(p, a):
+    """10 GiB down, then 10 GiB up without a length: the proxy's memory at its most"""
+    n = 10 << 30
+    out = {}
+
+    def curl(*x):
+        w = time.monotonic()
+        o = subprocess.run(["taskset", "-c", LOAD_CPU, "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} %{size_download}", *x],
+                           stdin=feed.stdout if feed else None, capture_output=True, text=True)
+        out["answer"] = o.stdout + o.stderr
+        return {"dur_us": int((time.monotonic() - w) * 1e6)}
+
+    feed = None
+    down = per_gb(measured(p, lambda: curl(H + f"/b/{n}")), n)
+    down_ok = out["answer"] == f"200 {n}"
+    feed = subprocess.Popen(["taskset", "-c", LOAD_CPU, "head", "-c", str(n), "/dev/zero"], stdout=subprocess.PIPE)
+    up = per_gb(measured(p, lambda: curl("-T", "-", H + "/up")), n)
+    feed.wait()
+    return {
+        "down_ok": down_ok,
+        "up_ok": out["answer"].startswith("200 "),
+        "down_cpu_s_gb": down["cpu_s_gb"],
+        "up_cpu_s_gb": up["cpu_s_gb"],
+        "down_peak_mb": down["peak_rss_mb"],
+        "up_peak_mb": up["peak_rss_mb"],
+    }
+
+
 def t_idle(p, a):
     base = pss_kb(p)
     out = {}
     hs = []
     try:
         tot = 0
-        for n in (1000, 3000, 5000):
+        for n in (1000, 3000, 5000, MORE_IDLE):
             q = subprocess.Popen(
                 [
                     "taskset",
@@ -496,6 +535,11 @@ def t_idle(p, a):
                 raise RuntimeError(f"idle: {ok!r} at {tot}")
             time.sleep(2.0)
             out[tot] = pss_kb(p)
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", PORT), 5) as s:
+            s.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            serves = s.makefile("rb").read().startswith(b"HTTP/1.1 200")
+        served_ms = (time.monotonic() - began) * 1e3
     finally:
         for q in hs:
             q.stdin.close()
@@ -507,7 +551,9 @@ def t_idle(p, a):
         "base_mb": base / 1024,
         "rss_kb": out,
         "kb_conn": (out[ks[-1]] - out[ks[0]]) / (ks[-1] - ks[0]),
-        "total_mb_9k": out[ks[-1]] / 1024,
+        "total_mb": out[ks[-1]] / 1024,
+        "serves_another": serves,
+        "another_ms": served_ms,
         "closed": closed,
     }
 
@@ -554,6 +600,7 @@ TESTS = dict(
     keepalive=t_keepalive,
     keepalive1=t_keepalive1,
     rate=t_rate,
+    half=t_half,
     newconn=t_newconn,
     tls=t_tls,
     tlshs=t_tlshs,
@@ -562,6 +609,7 @@ TESTS = dict(
     body1m=t_body1m,
     body100m=t_body100m,
     upload10m=t_upload10m,
+    stream10g=t_stream10g,
     idle=t_idle,
     websocket=t_websocket,
     idletls=t_idletls,
@@ -797,6 +845,11 @@ def run(a):
                         "util",
                         "err_read",
                         "err_status",
+                        "down_ok",
+                        "up_ok",
+                        "down_peak_mb",
+                        "up_peak_mb",
+                        "serves_another",
                     )
                     if x in res
                 ]
@@ -819,6 +872,9 @@ COLS = {
     "upload10m": ["gbps", "cpu_s_gb", "peak_rss_mb", "util"],
     "websocket": ["cpu_us_req", "p50_us", "p90_us", "p99_us", "failed", "util"],
     "idle": ["base_mb", "kb_conn", "total_mb_9k"],
+    "idle": ["base_mb", "kb_conn", "total_mb", "serves_another", "another_ms"],
+    "stream10g": ["down_ok", "up_ok", "down_cpu_s_gb", "up_cpu_s_gb", "down_peak_mb", "up_peak_mb"],
+    "half": ["cpu_us_req", "p50_us", "p90_us", "p99_us", "p999_us", "util"],
     "idletls": ["kb_conn"],
     "failover": [
         "failed",
@@ -836,7 +892,7 @@ COLS = {
 
 
 # What is compared, where a test has it: less is better.
-MERIT = ["cpu_us_req", "cpu_s_gb", "kb_conn", "failed"]
+MERIT = ["cpu_us_req", "cpu_s_gb", "kb_conn", "failed", "down_cpu_s_gb", "up_cpu_s_gb"]
 OURS = "hotwarm"
 
 
