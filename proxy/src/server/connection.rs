@@ -124,7 +124,8 @@ pub(super) async fn serve<S: Serves, T: Carrier>(
             after @ (After::Close | After::Abort | After::Linger | After::Reset) => break after,
         }
     };
-    session.end(after).await;
+    // On the heap for the same reason.
+    Box::pin(session.end(after)).await;
     drop(guest);
 }
 
