@@ -279,7 +279,9 @@ impl Metrics {
         let gone = |of: &str, node: &str| of == service && is_gone(node);
         for family in [
             &self.requests,
+            &self.protocols,
             &self.retries,
+            &self.shed,
             &self.failovers,
             &self.promotions_refused,
             &self.ack_degraded,
@@ -303,6 +305,7 @@ impl Metrics {
             &self.node_primary,
             &self.epoch,
             &self.held_requests,
+            &self.queued_requests,
             &self.replication_lag_bytes,
         ] {
             sweep(family, gone);
@@ -321,6 +324,37 @@ impl Default for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_is_forgotten_by_every_family_that_names_it() {
+        let metrics = Metrics::default();
+        macro_rules! name_it {
+            ($($family:ident: $labels:expr),*) => {
+                $(drop(metrics.$family.with_label_values(&$labels));)*
+            };
+        }
+        name_it! {
+            requests: ["shop", "a", "GET", "200"], protocols: ["shop", "h2"], request_seconds: ["shop"],
+            upstream_seconds: ["shop", "a"], upstream_connections: ["shop", "a", "idle"], tunnels: ["shop", "a"],
+            retries: ["shop", "x"], breaker_state: ["shop", "a"], node_up: ["shop", "a"], node_primary: ["shop", "a"],
+            epoch: ["shop"], failovers: ["shop", "crash"], failover_unavailable_seconds: ["shop"],
+            promotions_refused: ["shop", "x"], held_requests: ["shop"], queued_requests: ["shop", "a"],
+            hold_seconds: ["shop"], ack_wait_seconds: ["shop"], ack_degraded: ["shop"], shed: ["shop", "core"],
+            replication_lag_seconds: ["shop", "a"], replication_lag_bytes: ["shop", "a"]
+        }
+        let lines = || {
+            let text = shared::metrics::render(&metrics.registry);
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let of_it = |line: &&str| line.contains("service=\"shop\"");
+            text.lines()
+                .filter(of_it)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert!(lines().len() >= 22);
+        metrics.forget("shop", |_| true);
+        assert_eq!(lines(), [""; 0]);
+    }
 
     #[test]
     fn what_is_gone_is_not_shown_any_more_and_everything_else_is() {
