@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use shared::durable::{self, LoadError};
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 use crate::logic::NodeId;
 use crate::logic::failover::Record;
+use crate::takeover::Predecessor;
 
 /// Why the arbiter cannot remember.
 #[derive(Debug, Error)]
@@ -28,7 +30,7 @@ pub enum ArbiterError {
         source: io::Error,
     },
     /// Another proxy uses it.
-    #[error("state_dir {} is in use by another hotwarm; two proxies must not decide for the same services: stop it, or give this one a folder of its own", path.display())]
+    #[error("state_dir {} is in use by another hotwarm; two proxies must not decide for the same services: stop it, take over from it (hotwarm run --takeover), or give this one a folder of its own", path.display())]
     InUse {
         /// The folder.
         path: PathBuf,
@@ -58,7 +60,8 @@ pub enum ArbiterError {
 #[derive(Debug)]
 pub struct Arbiter {
     folder: PathBuf,
-    _lock: File,
+    lock: Option<File>,
+    before: Option<Arc<Predecessor>>,
 }
 
 /// A service's record in the folder.
@@ -67,6 +70,7 @@ pub struct Place {
     path: PathBuf,
     service: String,
     nodes: Vec<String>,
+    before: Option<Arc<Predecessor>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -85,6 +89,43 @@ impl Arbiter {
     /// # Errors
     /// It cannot be made, or another process has it.
     pub fn open(folder: &Path) -> Result<Self, ArbiterError> {
+        let mut arbiter = Self {
+            folder: folder.into(),
+            lock: None,
+            before: None,
+        };
+        arbiter.take()?;
+        Ok(arbiter)
+    }
+
+    /// Remembers who decided before, and may still be finishing requests.
+    pub fn follow(&mut self, before: Arc<Predecessor>) {
+        self.before = Some(before);
+    }
+
+    /// Whether nobody who decided before is finishing requests.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.before.as_ref().is_none_or(|before| before.is_gone())
+    }
+
+    /// Lets another process have the folder. Nothing may be written there until [`Arbiter::take`].
+    pub fn release(&mut self) {
+        self.lock = None;
+    }
+
+    /// Whether the folder is this process's.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Takes the folder again.
+    ///
+    /// # Errors
+    /// As [`Arbiter::open`].
+    pub fn take(&mut self) -> Result<(), ArbiterError> {
+        let folder = &self.folder;
         let failed = |source| ArbiterError::Folder {
             path: folder.into(),
             source,
@@ -97,10 +138,10 @@ impl Arbiter {
             .open(folder.join("lock"))
             .map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                folder: folder.into(),
-                _lock: lock,
-            }),
+            Ok(()) => {
+                self.lock = Some(lock);
+                Ok(())
+            }
             Err(TryLockError::WouldBlock) => Err(ArbiterError::InUse {
                 path: folder.into(),
             }),
@@ -115,7 +156,15 @@ impl Arbiter {
             path: self.folder.join(format!("{service}.state")),
             service: service.to_owned(),
             nodes,
+            before: self.before.clone(),
         }
+    }
+}
+
+impl Drop for Arbiter {
+    /// A write may still be under way in a thread of its own, so that nobody else may have the folder before the process has ended.
+    fn drop(&mut self) {
+        std::mem::forget(self.lock.take());
     }
 }
 
@@ -164,15 +213,39 @@ impl Place {
         })
     }
 
-    /// Remembers `record`: it is on disk when this returns.
+    fn epoch_on_disk(&self) -> Result<Epoch, ArbiterError> {
+        self.load().map(|record| record.epoch)
+    }
+
+    /// Whether every request of the service is this process's.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.before.as_ref().is_none_or(|before| before.is_gone())
+    }
+
+    /// How many responses the process before this one may have released since its last word about the primary's position.
+    #[must_use]
+    pub fn released_before(&self) -> u64 {
+        let before = self.before.as_ref();
+        before.map_or(0, |before| before.released(&self.service))
+    }
+
+    /// Remembers `record`: it is on disk when this returns. If it is of a new epoch, a process that finishes requests of the
+    /// former one has stopped sending any.
     ///
     /// # Errors
-    /// The file cannot be written; the old one stands.
+    /// The file cannot be written, or that process does not answer; the old one stands.
     pub fn save(&self, record: &Record) -> Result<(), ArbiterError> {
         let failed = |source| ArbiterError::Save {
             path: self.path.clone(),
             source,
         };
+        if let Some(before) = self.before.as_ref().filter(|before| !before.is_gone())
+            && self.epoch_on_disk()? != record.epoch
+        {
+            // Its requests go where the former epoch says, until it knows that this has ended.
+            before.close(&self.service).map_err(failed)?;
+        }
         let name = |node: &NodeId| self.nodes.get(node.index()).cloned().unwrap_or_default();
         let saved = Saved {
             service: self.service.clone(),
@@ -231,13 +304,17 @@ mod tests {
     #[test]
     fn only_one_process_decides() {
         let folder = scratch("lock");
-        let first = Arbiter::open(&folder).unwrap();
+        let mut first = Arbiter::open(&folder).unwrap();
         assert!(matches!(
             Arbiter::open(&folder),
             Err(ArbiterError::InUse { .. })
         ));
-        drop(first);
+        first.release();
         Arbiter::open(&folder).unwrap();
+        assert!(
+            first.take().is_err(),
+            "it is not given back by being dropped"
+        );
         fs::remove_dir_all(folder).unwrap();
     }
 }

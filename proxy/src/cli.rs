@@ -100,7 +100,7 @@ impl Admin<'_> {
 ///
 /// # Errors
 /// It could not start.
-pub fn run(path: &Path) -> Result<(), Failure> {
+pub fn run(path: &Path, takeover: bool) -> Result<(), Failure> {
     let settings = config::load(path).map_err(Failure::usage)?;
     let switch = telemetry::start(settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -108,7 +108,7 @@ pub fn run(path: &Path) -> Result<(), Failure> {
         .enable_all()
         .build()?;
     runtime
-        .block_on(app::run(settings, switch))
+        .block_on(app::run(settings, switch, takeover))
         .map_err(Failure::failed)
 }
 

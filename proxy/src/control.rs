@@ -113,12 +113,19 @@ pub struct Left {
     signs: mpsc::Receiver<Sign>,
     last_failover: Option<LastFailover>,
     draining: Vec<Arc<str>>,
+    unreported: u64,
 }
 
 impl Left {
     /// The workers' words, for a driver by the same settings.
     pub fn signs(&mut self) -> mpsc::Receiver<Sign> {
         std::mem::replace(&mut self.signs, mpsc::channel(1).1)
+    }
+
+    /// Responses that were released and that the primary's last report may not have known of.
+    #[must_use]
+    pub const fn unreported(&self) -> u64 {
+        self.unreported
     }
 
     /// They are not needed after all.
@@ -149,6 +156,7 @@ impl Driving {
                 signs: mpsc::channel(1).1,
                 last_failover: None,
                 draining: Vec::new(),
+                unreported: 0,
             }),
             Err(_) => Err(task),
         }

@@ -16,6 +16,7 @@ pub mod server;
 pub mod stack;
 pub mod steer;
 pub mod supervisor;
+pub mod takeover;
 pub mod tls;
 #[doc(hidden)]
 pub mod trial;

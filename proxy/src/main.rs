@@ -21,7 +21,13 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy.
-    Run(Config),
+    Run {
+        #[command(flatten)]
+        config: Config,
+        /// Take the listening sockets over from the hotwarm that runs with the same state_dir: no connection is refused or reset.
+        #[arg(long)]
+        takeover: bool,
+    },
     /// Check a configuration: exit 0, or 2 with file, line, column, key, why, and what is allowed.
     Check(Config),
     /// Show services and nodes: roles, health, lag, who could take over and why not.
@@ -130,7 +136,7 @@ fn main() -> ExitCode {
 fn obey(command: Command) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     match command {
-        Command::Run(config) => cli::run(&config.config),
+        Command::Run { config, takeover } => cli::run(&config.config, takeover),
         Command::Check(config) => cli::check(&config.config, &mut out),
         Command::Status {
             service,

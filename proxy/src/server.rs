@@ -114,6 +114,7 @@ impl<S> Front<S> {
 #[derive(Debug, Default)]
 pub struct House {
     closing: Cell<bool>,
+    inherited: Cell<bool>,
     ending: Cell<bool>,
     guests: Cell<usize>,
     polite: Cell<usize>,
@@ -133,6 +134,18 @@ impl House {
     #[must_use]
     pub const fn is_closing(&self) -> bool {
         self.closing.get()
+    }
+
+    /// Somebody else listens on the same sockets: when this house closes, whoever is in their queues is left to them, and idle
+    /// connections stay until they have asked once more, or all is over. Before [`House::close`].
+    pub fn bequeath(&self) {
+        self.inherited.set(true);
+    }
+
+    /// Whether nobody waits for clients any more that have not asked for anything.
+    #[must_use]
+    pub const fn ends_idle(&self) -> bool {
+        self.closing.get() && (!self.inherited.get() || self.ending.get())
     }
 
     /// Waits until it is closing.
@@ -227,8 +240,9 @@ impl<S> Entrance<S> {
     }
 }
 
-/// Accepts until the house closes; then what is already in the queue, because those clients think they are connected.
-pub async fn accept<S: Serves>(listener: TcpListener, entrance: Rc<Entrance<S>>) {
+/// Accepts until the house closes; then what is already in the queue, because those clients think they are connected. (Unless
+/// there is an heir, who serves the same queue.)
+pub async fn accept<S: Serves>(listener: Rc<TcpListener>, entrance: Rc<Entrance<S>>) {
     let house = Rc::clone(&entrance.front().house);
     loop {
         tokio::select! {
@@ -243,7 +257,7 @@ pub async fn accept<S: Serves>(listener: TcpListener, entrance: Rc<Entrance<S>>)
             () = house.closing() => break,
         }
     }
-    loop {
+    while !house.inherited.get() {
         let queued = poll_fn(|context| match listener.poll_accept(context) {
             Poll::Ready(accepted) => Poll::Ready(accepted.ok()),
             Poll::Pending => Poll::Ready(None),

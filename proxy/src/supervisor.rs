@@ -1,4 +1,4 @@
-//! What systemd is told of this process (`sd_notify`): ready, reloading, stopping. Without systemd nothing is told to nobody.
+//! What systemd is told of this process (`sd_notify`): ready, reloading, stopping, succeeded by another. Without systemd nothing is told to nobody.
 
 use std::env;
 use std::ffi::OsStr;
@@ -16,14 +16,17 @@ pub enum State {
     Reloading,
     /// Requests under way are finished, and no new ones taken.
     Stopping,
+    /// The process of this number goes on instead.
+    Succeeded(i32),
 }
 
 impl State {
-    const fn words(self) -> &'static [u8] {
+    fn words(self) -> String {
         match self {
-            Self::Ready => b"READY=1",
-            Self::Reloading => b"RELOADING=1",
-            Self::Stopping => b"STOPPING=1",
+            Self::Ready => "READY=1".to_owned(),
+            Self::Reloading => "RELOADING=1".to_owned(),
+            Self::Stopping => "STOPPING=1".to_owned(),
+            Self::Succeeded(pid) => format!("MAINPID={pid}"),
         }
     }
 }
@@ -31,7 +34,7 @@ impl State {
 /// Tells it to whoever `NOTIFY_SOCKET` names, if there is such a variable.
 pub fn tell(state: State) {
     if let Some(socket) = env::var_os("NOTIFY_SOCKET")
-        && let Err(error) = send(&socket, state.words())
+        && let Err(error) = send(&socket, state.words().as_bytes())
     {
         tracing::warn!(%error, ?state, "tell systemd");
     }
@@ -58,7 +61,7 @@ mod tests {
         let path = env::temp_dir().join(&name);
         let abstracted = SocketAddr::from_abstract_name(&name).unwrap();
         let heard = |at: UnixDatagram, socket: &OsStr| {
-            send(socket, State::Ready.words()).unwrap();
+            send(socket, State::Ready.words().as_bytes()).unwrap();
             let mut words = [0; 64];
             let length = at.recv(&mut words).unwrap();
             assert_eq!(&words[..length], b"READY=1");

@@ -9,6 +9,7 @@ mod listen;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::sync_channel;
@@ -22,8 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 pub use self::handle::ServiceHandle;
-use self::lane::{Door, Opening, Order, Worker};
-use self::listen::bind_all;
+use self::lane::{Change, Door, Opening, Order, Worker};
+use self::listen::{distinct, take_or_bind};
 use crate::config::{Endpoint, Listener, Next, Settings};
 use crate::layer::access_log::AccessLog;
 use crate::metrics::Metrics;
@@ -76,7 +77,10 @@ struct Listened {
 
 /// Listeners that are bound and not in use yet. Dropped, they are given back.
 #[derive(Debug)]
-pub struct Prepared(Vec<(Listened, Vec<TcpListener>)>);
+pub struct Prepared(Vec<Bound>);
+
+/// A listener, and its sockets by worker; none if it is open already.
+type Bound = (Listened, Vec<Vec<TcpListener>>);
 
 impl Workers {
     /// Where clients can connect, listener by listener, with the ports that were found for port 0.
@@ -109,7 +113,7 @@ impl Workers {
                 Next::Added => None,
             };
             prepared.push(match former {
-                None => self.open(listener)?,
+                None => self.open(listener, &mut Vec::new())?,
                 Some(former) if matches!(fate, Next::Kept(_)) => (former.clone(), Vec::new()),
                 Some(former) => {
                     let tls = offer(listener, former.address, &self.metrics)?;
@@ -126,8 +130,12 @@ impl Workers {
         Ok(Prepared(prepared))
     }
 
-    fn open(&mut self, listener: &Listener) -> Result<(Listened, Vec<TcpListener>), StartError> {
-        let (address, sockets) = bind_all(listener.bind, self.lanes.len())?;
+    fn open(
+        &mut self,
+        listener: &Listener,
+        given: &mut Vec<TcpListener>,
+    ) -> Result<Bound, StartError> {
+        let (address, sockets) = take_or_bind(listener.bind, self.lanes.len(), given)?;
         self.next_door += 1;
         let listened = Listened {
             door: self.next_door,
@@ -151,7 +159,7 @@ impl Workers {
         let mut told = Vec::new();
         for lane in &self.lanes {
             let (done, obeyed) = oneshot::channel();
-            let order = Order {
+            let order = Change {
                 settings: Arc::clone(settings),
                 services: services.iter().map(ServiceHandle::shared).collect(),
                 log: log.clone(),
@@ -159,7 +167,7 @@ impl Workers {
                 done,
             };
             // A worker that does not even take it has its queue full of orders that it does not obey.
-            if lane.try_send(order).is_ok() {
+            if lane.try_send(Order::Change(Box::new(order))).is_ok() {
                 told.push(obeyed);
             }
         }
@@ -183,6 +191,43 @@ impl Workers {
         }
         all && obeyed
     }
+
+    /// All sockets that clients are accepted from, for another process to accept from, too; none if a worker hangs.
+    ///
+    /// # Errors
+    /// A worker does not answer.
+    pub async fn lend(&self) -> io::Result<Vec<OwnedFd>> {
+        let sockets = self.ask(Order::Lend).await?;
+        let sockets = sockets.into_iter().collect::<io::Result<Vec<_>>>()?;
+        distinct(sockets.into_iter().flatten().collect())
+    }
+
+    /// Another process accepts from the sockets: the drain that follows leaves it what is in their queues.
+    ///
+    /// # Errors
+    /// A worker does not answer.
+    pub async fn bequeath(&self) -> io::Result<()> {
+        self.ask(Order::Bequeath).await.map(drop)
+    }
+
+    /// Gives every worker an order, and waits for their answers.
+    async fn ask<T>(&self, order: fn(oneshot::Sender<T>) -> Order) -> io::Result<Vec<T>> {
+        let hangs = || io::Error::new(io::ErrorKind::TimedOut, "a worker hangs");
+        let mut told = Vec::new();
+        for lane in &self.lanes {
+            let (done, obeyed) = oneshot::channel();
+            lane.try_send(order(done)).map_err(|_| hangs())?;
+            told.push(obeyed);
+        }
+        let answers = timeout(OBEY_WITHIN, async {
+            let mut answers = Vec::new();
+            for obeyed in told {
+                answers.push(obeyed.await.map_err(|_| hangs())?);
+            }
+            Ok(answers)
+        });
+        answers.await.unwrap_or_else(|_| Err(hangs()))
+    }
 }
 
 fn offer(
@@ -203,11 +248,11 @@ fn offer(
 }
 
 /// The next worker's share of the listeners.
-fn openings(prepared: &mut [(Listened, Vec<TcpListener>)], settings: &Settings) -> Vec<Opening> {
+fn openings(prepared: &mut [Bound], settings: &Settings) -> Vec<Opening> {
     let listeners = prepared.iter_mut().zip(&settings.listeners);
     listeners
         .map(|((listened, sockets), listener)| Opening {
-            socket: sockets.pop(),
+            sockets: sockets.pop().unwrap_or_default(),
             door: Door {
                 number: listened.door,
                 shown: listened.address.to_string(),
@@ -236,6 +281,41 @@ pub fn watch_files(services: &[ServiceHandle]) -> Result<(), StartError> {
     Ok(tls::outgoing::watch(&encrypted)?)
 }
 
+/// The data plane with its sockets, before it runs. Dropped, they are given back.
+#[derive(Debug)]
+pub struct Ready {
+    workers: Workers,
+    orders: Vec<mpsc::Receiver<Order>>,
+    prepared: Vec<Bound>,
+}
+
+/// Takes every listener from `given`, by its address, or binds it. What nobody wants of `given` stays there.
+///
+/// # Errors
+/// An address cannot be had, or TLS cannot be set up.
+pub fn bind(
+    settings: &Settings,
+    metrics: &Metrics,
+    given: &mut Vec<TcpListener>,
+) -> Result<Ready, StartError> {
+    let lanes = settings.threads.max(1);
+    let (senders, orders) = (0..lanes).map(|_| mpsc::channel(ORDERS_MOST)).unzip();
+    let mut workers = Workers {
+        doors: Vec::new(),
+        lanes: senders,
+        threads: Vec::new(),
+        metrics: metrics.clone(),
+        next_door: 0,
+    };
+    let listeners = settings.listeners.iter();
+    let prepared = listeners.map(|listener| workers.open(listener, given));
+    Ok(Ready {
+        prepared: prepared.collect::<Result<_, _>>()?,
+        workers,
+        orders,
+    })
+}
+
 /// Binds every listener and starts every worker. Requests are taken as soon as this returns.
 ///
 /// # Errors
@@ -247,46 +327,56 @@ pub fn start(
     log: Option<AccessLog>,
     drain: drain::Watch,
 ) -> Result<Workers, StartError> {
-    let lanes = settings.threads.max(1);
-    watch_files(services)?;
-    let (senders, orders): (Vec<_>, Vec<_>) =
-        (0..lanes).map(|_| mpsc::channel(ORDERS_MOST)).unzip();
-    let mut workers = Workers {
-        doors: Vec::new(),
-        lanes: senders,
-        threads: Vec::new(),
-        metrics: metrics.clone(),
-        next_door: 0,
-    };
-    let fates = vec![Next::Added; settings.listeners.len()];
-    let mut prepared = workers.prepare(&settings.listeners, &fates)?.0;
-    let (tell, told) = sync_channel(lanes);
-    for (lane, orders) in orders.into_iter().enumerate() {
-        let worker = Worker {
-            lane,
-            lanes,
-            openings: openings(&mut prepared, settings),
-            settings: Arc::clone(settings),
-            services: services.iter().map(ServiceHandle::shared).collect(),
-            metrics: metrics.clone(),
-            log: log.clone(),
-            drain: drain.clone(),
+    bind(settings, metrics, &mut Vec::new())?.start(settings, services, log, drain)
+}
+
+impl Ready {
+    /// Starts every worker, by the settings that it was bound for. Requests are taken as soon as this returns.
+    ///
+    /// # Errors
+    /// A thread or its runtime cannot be made. Nothing is left running then.
+    pub fn start(
+        self,
+        settings: &Arc<Settings>,
+        services: &[ServiceHandle],
+        log: Option<AccessLog>,
+        drain: drain::Watch,
+    ) -> Result<Workers, StartError> {
+        let Self {
+            mut workers,
             orders,
-        };
-        let tell = tell.clone();
-        let name = format!("worker-{lane}");
-        let thread = thread::Builder::new()
-            .name(name)
-            .spawn(move || worker.run(&tell));
-        workers.threads.push(thread.map_err(StartError::Worker)?);
+            mut prepared,
+        } = self;
+        watch_files(services)?;
+        let lanes = orders.len();
+        let (tell, told) = sync_channel(lanes);
+        for (lane, orders) in orders.into_iter().enumerate() {
+            let worker = Worker {
+                lane,
+                lanes,
+                openings: openings(&mut prepared, settings),
+                settings: Arc::clone(settings),
+                services: services.iter().map(ServiceHandle::shared).collect(),
+                metrics: workers.metrics.clone(),
+                log: log.clone(),
+                drain: drain.clone(),
+                orders,
+            };
+            let tell = tell.clone();
+            let name = format!("worker-{lane}");
+            let thread = thread::Builder::new()
+                .name(name)
+                .spawn(move || worker.run(&tell));
+            workers.threads.push(thread.map_err(StartError::Worker)?);
+        }
+        drop(tell);
+        for _ in 0..lanes {
+            let started = told
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("it ended at once")));
+            started.map_err(StartError::Worker)?;
+        }
+        workers.doors = prepared.into_iter().map(|(door, _)| door).collect();
+        Ok(workers)
     }
-    drop(tell);
-    for _ in 0..lanes {
-        let started = told
-            .recv()
-            .unwrap_or_else(|_| Err(io::Error::other("it ended at once")));
-        started.map_err(StartError::Worker)?;
-    }
-    workers.doors = prepared.into_iter().map(|(door, _)| door).collect();
-    Ok(workers)
 }

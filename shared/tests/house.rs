@@ -15,6 +15,7 @@ const PROXY: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("secret", &[]),
     ("supervisor", &[]),
+    ("takeover", &[]),
     ("config", &["logic", "tls"]),
     (
         "layer",
@@ -44,7 +45,7 @@ const PROXY: &[(&str, &[&str])] = &[
             "logic", "exchange", "layer", "upstream", "server", "config", "tls",
         ],
     ),
-    ("arbiter", &["logic"]),
+    ("arbiter", &["logic", "takeover"]),
     (
         "control",
         &[
@@ -69,6 +70,7 @@ const PROXY: &[(&str, &[&str])] = &[
             "config",
             "secret",
             "supervisor",
+            "takeover",
         ],
     ),
     ("cli", &["arbiter", "admin", "config", "app"]),

@@ -14,11 +14,14 @@ use crate::control::{self, Chronicle, Control, Driving, Left, Parts};
 use crate::logic::failover::Record;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
-use crate::steer::{Members, Sign, Steering, View};
+use crate::steer::{Gate, Members, Readers, Sign, Steering, View};
 use crate::worker::{self, ServiceHandle};
 
 /// A driver that is ended may still be writing its record to the disk.
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Phases in which requests have a place to go to, or would not get one soon.
+const SETTLED: [&str; 4] = ["serving", "starting", "read-only", "unavailable"];
 
 /// All services.
 pub(super) struct Services {
@@ -31,6 +34,14 @@ pub(super) struct Services {
     running: Vec<Running>,
     /// Former ones, and former settings, that have requests.
     former: Vec<Former>,
+}
+
+/// A service that another process decides for, while this one finishes requests.
+pub(super) struct Frozen {
+    name: Arc<str>,
+    steering: Arc<Steering>,
+    /// How many responses to writes the primary's last report knew of.
+    reported: u64,
 }
 
 struct Running {
@@ -177,6 +188,9 @@ impl Services {
         services: &[Arc<Service>],
         fates: &[Next],
     ) -> Result<Vec<Prepared>, String> {
+        if !self.decides() {
+            return Err("another process is taking over".to_owned());
+        }
         let mut prepared = Vec::new();
         for (service, fate) in services.iter().zip(fates) {
             let name = &service.name;
@@ -342,7 +356,9 @@ impl Services {
         for one in &mut self.running {
             one.driver.look().await;
         }
-        self.resume();
+        if self.decides() || self.take_up() {
+            self.resume();
+        }
         let now = clock::now();
         let over = |former: &mut Former| !former.handle.is_in_use() || former.until <= now;
         let over: Vec<_> = self.former.extract_if(.., over).collect();
@@ -360,6 +376,72 @@ impl Services {
         }
     }
 
+    /// Whether this process decides for its services.
+    pub(super) const fn decides(&self) -> bool {
+        self.arbiter.is_held()
+    }
+
+    /// Why no other process can take over at this moment, if that is so.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        if !self.arbiter.is_alone() {
+            let why = "the process before this one still finishes its requests (drain_timeout); try again in a moment";
+            return Some(why.to_owned());
+        }
+        let unsettled = |one: &&Running| {
+            let phase = one.handle.steering().view().phase;
+            !SETTLED.contains(&phase)
+        };
+        let one = self.running.iter().find(unsettled)?;
+        Some(format!(
+            "service {} is changing its primary (hotwarm status); try again in a moment",
+            one.handle.service().name
+        ))
+    }
+
+    /// Ends everybody and lets go of the right to decide. Requests go where they went before, and no response to a write is
+    /// released on this process's word alone.
+    ///
+    /// # Errors
+    /// Something is still under way; then everybody goes on.
+    pub(super) async fn give_up(&mut self) -> Result<Vec<Frozen>, String> {
+        let mut ending = self.not_ready();
+        let running = self.running.iter_mut().map(|one| &mut one.driver);
+        let former = self.former.iter_mut();
+        let former = former.filter_map(|one| one.driver.as_mut());
+        for driver in running.chain(former) {
+            if ending.is_none() {
+                driver.end(WRITE_WITHIN).await;
+            }
+            if matches!(driver, Driver::Ending(_)) {
+                ending = Some("a record is still being written; try again in a moment".to_owned());
+            }
+        }
+        // What they did last may be the beginning of a change.
+        if let Some(why) = ending.or_else(|| self.not_ready()) {
+            self.resume();
+            return Err(why);
+        }
+        let running = self.running.iter().map(|one| (&one.handle, &one.driver));
+        let former = self.former.iter();
+        let former = former.filter_map(|one| Some((&one.handle, one.driver.as_ref()?)));
+        let frozen = running.chain(former).map(|(handle, driver)| {
+            let unreported = match driver {
+                Driver::Paused(left) => left.unreported(),
+                Driver::Drives(_) | Driver::Ending(_) | Driver::Gone => 0,
+            };
+            let name = Arc::clone(&handle.service().name);
+            Frozen::new(name, Arc::clone(handle.steering()), unreported)
+        });
+        let frozen = frozen.collect();
+        self.arbiter.release();
+        Ok(frozen)
+    }
+
+    /// Nobody has taken over after all: takes the right to decide again. False while somebody else has it.
+    pub(super) fn take_up(&mut self) -> bool {
+        self.arbiter.take().is_ok()
+    }
+
     /// Ends everybody.
     pub(super) async fn end(self, within: Duration) {
         let running = self.running.into_iter().map(|one| one.driver);
@@ -367,6 +449,50 @@ impl Services {
         for mut driver in running.chain(former) {
             driver.end(within).await;
         }
+    }
+}
+
+impl Frozen {
+    fn new(name: Arc<str>, steering: Arc<Steering>, unreported: u64) -> Self {
+        let view = steering.view();
+        let gate = match view.gate {
+            Gate::Off => Gate::Off,
+            // Which standbys must have a write is known to its node alone now.
+            Gate::Barrier | Gate::Open => Gate::Barrier,
+        };
+        steering.publish(View {
+            gate,
+            ..View::clone(&view)
+        });
+        steering.let_read(Readers::default());
+        Self {
+            name,
+            reported: steering.released().saturating_sub(unreported),
+            steering,
+        }
+    }
+
+    /// Whether it is the service of this name.
+    pub(super) fn is(&self, name: &str) -> bool {
+        *self.name == *name
+    }
+
+    /// Sends no more requests to it. Returns how many responses to writes were released that the primary's last report did not
+    /// know of.
+    pub(super) fn close(&self) -> u64 {
+        let view = self.steering.view();
+        self.steering.publish(View {
+            target: None,
+            reads: None,
+            members: view
+                .members
+                .as_ref()
+                .map(|members| Members::none_of(members.weights.len())),
+            phase: "handed-over",
+            why: Some("the process before this one has ended".into()),
+            ..View::clone(&view)
+        });
+        self.steering.released().saturating_sub(self.reported)
     }
 }
 
@@ -390,6 +516,43 @@ impl Driver {
             && let Ok(left) = task.await
         {
             *self = Self::Paused(left);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logic::NodeId;
+    use shared::model::Epoch;
+
+    #[test]
+    fn a_frozen_service_asks_its_node_about_every_write_and_a_closed_one_has_nobody() {
+        let led = |gate| View {
+            epoch: Epoch(4),
+            target: Some(NodeId(0)),
+            reads: Some(NodeId(1)),
+            gate,
+            phase: "serving",
+            ..View::default()
+        };
+        for (before, after) in [
+            (Gate::Off, Gate::Off),
+            (Gate::Open, Gate::Barrier),
+            (Gate::Barrier, Gate::Barrier),
+        ] {
+            let (steering, _signs) = Steering::new(1, led(before));
+            let frozen = Frozen::new("shop".into(), Arc::clone(&steering), 0);
+            let view = steering.view();
+            assert_eq!(
+                (view.gate, view.target, view.epoch),
+                (after, Some(NodeId(0)), Epoch(4))
+            );
+            assert!(frozen.is("shop") && !frozen.is("other"));
+            assert_eq!(frozen.close(), 0);
+            let view = steering.view();
+            assert_eq!((view.gate, view.target, view.reads), (after, None, None));
+            assert_eq!(view.epoch, Epoch(4));
         }
     }
 }

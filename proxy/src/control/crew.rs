@@ -111,6 +111,7 @@ impl Crew {
         let out = |node: &&crate::config::Node| self.fleet.is_draining(node.id);
         let nodes = self.service.nodes.iter();
         Left {
+            unreported: 0,
             draining: nodes
                 .filter(out)
                 .map(|node| Arc::clone(&node.name))

@@ -190,6 +190,7 @@ impl Driver {
         let out = |node: &&crate::config::Node| self.machine.is_draining(node.id);
         let nodes = self.service.nodes.iter();
         Left {
+            unreported: self.unreported(),
             draining: nodes
                 .filter(out)
                 .map(|node| Arc::clone(&node.name))
@@ -406,7 +407,8 @@ impl Driver {
     /// Responses released that the primary's last report may not have known of.
     fn unreported(&self) -> u64 {
         let counted = self.released.front().map_or(0, |(_, released)| *released);
-        self.steering.released().saturating_sub(counted)
+        let here = self.steering.released().saturating_sub(counted);
+        here + self.place.released_before()
     }
 
     fn handle_order(&mut self, Ordered { order, answer }: Ordered) {

@@ -168,7 +168,7 @@ impl<S: Serves, T: Carrier> Session<S, T> {
             if readable.is_ready() {
                 return Poll::Ready(true);
             }
-            if self.front.house.is_closing() || self.deadline.has_passed(context) {
+            if self.front.house.ends_idle() || self.deadline.has_passed(context) {
                 return Poll::Ready(false);
             }
             Poll::Pending
@@ -212,7 +212,7 @@ impl<S: Serves, T: Carrier> Session<S, T> {
             }
             let has_begun = !incoming.is_empty();
             drop(incoming);
-            if !has_begun && self.front.house.is_closing() {
+            if !has_begun && self.front.house.ends_idle() {
                 return Poll::Ready(Next::End);
             }
             match self.line.poll_head(context) {

@@ -182,7 +182,7 @@ async fn shake<S: Serves, T: Carrier>(
         match (shaken, pressed) {
             (Poll::Ready(shaken), _) => Poll::Ready(shaken.ok()),
             (_, Poll::Ready(Err(_))) => Poll::Ready(None),
-            _ if front.house.is_closing() || deadline.has_passed(context) => Poll::Ready(None),
+            _ if front.house.ends_idle() || deadline.has_passed(context) => Poll::Ready(None),
             _ => Poll::Pending,
         }
     });

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -15,6 +16,7 @@ use rustls::ServerConfig;
 use shared::metrics::IntGauge;
 use shared::rng::Rng;
 use shared::{clock, drain};
+use tokio::net::TcpListener as TokioListener;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_local};
@@ -46,16 +48,27 @@ pub(super) struct Door {
     pub(super) introducers: Option<Vec<Network>>,
 }
 
-/// A listener of present settings: one that is open, or a socket to open it with.
+/// A listener of present settings: one that is open, or sockets to open it with.
 #[derive(Debug)]
 pub(super) struct Opening {
-    pub(super) socket: Option<TcpListener>,
+    pub(super) sockets: Vec<TcpListener>,
     pub(super) door: Door,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// To serve something else.
+    Change(Box<Change>),
+    /// To let somebody else accept from its sockets, too.
+    Lend(oneshot::Sender<io::Result<Vec<OwnedFd>>>),
+    /// That somebody else does, and will go on when it stops.
+    Bequeath(oneshot::Sender<()>),
 }
 
 /// What a worker shall serve from now on.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct Change {
     pub(super) settings: Arc<Settings>,
     pub(super) services: Vec<Shared>,
     /// If it is another one.
@@ -122,9 +135,17 @@ impl Worker {
         loop {
             tokio::select! {
                 () = self.drain.begun() => break,
-                Some(order) = self.orders.recv() => {
-                    settings = Arc::clone(&order.settings);
-                    lane.obey(order);
+                Some(order) = self.orders.recv() => match order {
+                    Order::Change(change) => {
+                        settings = Arc::clone(&change.settings);
+                        lane.obey(*change);
+                    }
+                    // Whoever gave the order may have stopped waiting.
+                    Order::Lend(lent) => drop(lent.send(lane.lend())),
+                    Order::Bequeath(done) => {
+                        lane.open.borrow().iter().for_each(|open| open.house.bequeath());
+                        let _ = done.send(());
+                    }
                 }
             }
         }
@@ -157,7 +178,8 @@ struct Lane {
 /// An open listener.
 struct Open {
     number: u64,
-    accepting: JoinHandle<()>,
+    accepting: Vec<JoinHandle<()>>,
+    sockets: Vec<Rc<TokioListener>>,
     entrance: Rc<Entrance<Stack>>,
     house: Rc<House>,
     connected: Arc<AtomicUsize>,
@@ -166,9 +188,10 @@ struct Open {
 
 impl Lane {
     /// Begins to accept there.
-    fn open(&self, Opening { socket, door }: Opening) -> io::Result<()> {
-        let Some(socket) = socket else { return Ok(()) };
-        let listener = tokio::net::TcpListener::from_std(socket)?;
+    fn open(&self, Opening { sockets, door }: Opening) -> io::Result<()> {
+        let sockets = sockets.into_iter();
+        let sockets = sockets.map(|socket| TokioListener::from_std(socket).map(Rc::new));
+        let sockets: Vec<_> = sockets.collect::<io::Result<_>>()?;
         let house = Rc::<House>::default();
         let gauge = self
             .metrics
@@ -176,10 +199,14 @@ impl Lane {
             .with_label_values(&[&door.shown]);
         let (number, connected) = (door.number, Arc::clone(&door.connected));
         let entrance = Entrance::new(self.front(door, &house));
-        let accepting = spawn_local(accept(listener, Rc::clone(&entrance)));
+        let accepting = sockets
+            .iter()
+            .map(|socket| spawn_local(accept(Rc::clone(socket), Rc::clone(&entrance))))
+            .collect();
         self.open.borrow_mut().push(Open {
             number,
             accepting,
+            sockets,
             entrance,
             house,
             connected,
@@ -205,7 +232,7 @@ impl Lane {
     }
 
     /// Changes everything between two requests.
-    fn obey(&self, order: Order) {
+    fn obey(&self, order: Change) {
         let mut works = self.works.borrow_mut();
         if let Some(log) = order.log {
             works.write_to(log);
@@ -233,10 +260,10 @@ impl Lane {
                 }
             });
             self.leaving.borrow_mut().push(open.house);
-            closing.push(open.accepting);
+            closing.extend(open.accepting);
         }
         for opening in order.doors {
-            if opening.socket.is_none() {
+            if opening.sockets.is_empty() {
                 self.change(opening.door);
             } else if let Err(error) = self.open(opening) {
                 tracing::error!(%error, "one worker cannot listen; the others do");
@@ -251,6 +278,14 @@ impl Lane {
             // Whoever gave the order may have stopped waiting.
             let _ = order.done.send(());
         });
+    }
+
+    fn lend(&self) -> io::Result<Vec<OwnedFd>> {
+        let open = self.open.borrow();
+        let sockets = open.iter().flat_map(|open| &open.sockets);
+        sockets
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+            .collect()
     }
 
     fn change(&self, door: Door) {

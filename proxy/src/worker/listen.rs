@@ -1,17 +1,66 @@
-//! Sockets to listen on: one for each worker, all with the same address.
+//! Sockets to listen on: one for each worker, all with the same address; or those that somebody gave.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::StartError;
 
 /// Connections that may wait to be accepted, for each worker.
 const BACKLOG: i32 = 4096;
 
+/// The sockets of `given` with this address, dealt out so that each is accepted from and each lane accepts; or new ones, one per
+/// lane.
+pub(super) fn take_or_bind(
+    address: SocketAddr,
+    lanes: usize,
+    given: &mut Vec<TcpListener>,
+) -> Result<(SocketAddr, Vec<Vec<TcpListener>>), StartError> {
+    let fits = |socket: &mut TcpListener| socket.local_addr().is_ok_and(|it| it == address);
+    let taken: Vec<_> = given.extract_if(.., fits).collect();
+    if taken.is_empty() {
+        let (address, bound) = bind_all(address, lanes)?;
+        return Ok((address, bound.into_iter().map(|one| vec![one]).collect()));
+    }
+    let dealt = deal(taken, lanes).map_err(|source| StartError::Bind {
+        advice: "check the socket that was given",
+        address,
+        source,
+    });
+    Ok((address, dealt?))
+}
+
+fn deal(sockets: Vec<TcpListener>, lanes: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+    let mut dealt: Vec<_> = (0..lanes).map(|_| Vec::new()).collect();
+    for at in sockets.len()..lanes {
+        // Two lanes that share a socket take turns as they can.
+        dealt[at].push(sockets[at % sockets.len()].try_clone()?);
+    }
+    for (at, socket) in sockets.into_iter().enumerate() {
+        let one = SockRef::from(&socket);
+        one.set_nonblocking(true)?;
+        one.set_tcp_nodelay(true)?;
+        one.listen(BACKLOG)?;
+        dealt[at % lanes].push(socket);
+    }
+    Ok(dealt)
+}
+
+/// Each socket once, however many descriptors there are of it.
+pub(super) fn distinct(mut sockets: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    let mut seen = BTreeSet::new();
+    for socket in &sockets {
+        seen.insert(rustix::fs::fstat(socket)?.st_ino);
+    }
+    sockets.retain(|socket| rustix::fs::fstat(socket).is_ok_and(|stat| seen.remove(&stat.st_ino)));
+    Ok(sockets)
+}
+
 /// One socket per lane on the same address.
-pub(super) fn bind_all(
+fn bind_all(
     address: SocketAddr,
     lanes: usize,
 ) -> Result<(SocketAddr, Vec<TcpListener>), StartError> {

@@ -31,6 +31,7 @@ mod smuggling;
 mod sockets;
 mod splitting;
 mod strictness;
+mod succeeding;
 mod trailing;
 mod trusting;
 mod tunneling;

@@ -191,14 +191,14 @@ impl Driver {
 
     fn await_drain(&self) {
         let (steering, happenings) = (Arc::clone(&self.steering), self.happenings.0.clone());
-        let turn = steering.view().turn;
+        let (turn, place) = (steering.view().turn, self.place.clone());
         tokio::spawn(async move {
             let began = clock::now();
             // Ends by itself when the view is another one: the drain was given up, or is over.
             while steering.view().turn == turn {
                 let (safe, writes) = steering.in_flight();
                 let patient = clock::now() < began + SAFE_PATIENCE;
-                if writes == 0 && (safe == 0 || !patient) {
+                if writes == 0 && (safe == 0 || !patient) && place.is_alone() {
                     let _ = happenings.send(Happening::Input(Input::Drained)).await;
                     return;
                 }

@@ -97,6 +97,50 @@ impl Program {
         })
     }
 
+    /// Has another process take over, and waits until this one has ended in good order.
+    pub(crate) fn take_over(&self) {
+        let next = self.successor();
+        let mut former = self.child.replace(next);
+        let until = clock::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = former.try_wait().unwrap() {
+                break status;
+            }
+            if clock::now() > until {
+                let _ = former.kill();
+                let _ = former.wait();
+                panic!("the former one does not end; {}", self.log());
+            }
+            clock::pause_thread(Duration::from_millis(5));
+        };
+        assert!(status.success(), "{status}; {}", self.log());
+        assert!(!self.has_ended());
+    }
+
+    /// Another process that tries to take over. Whoever asks for it must wait for it.
+    pub(crate) fn successor(&self) -> Child {
+        spawn(&self.folder, &["--takeover"], Stdio::null())
+    }
+
+    /// From now on this one is the program.
+    pub(crate) fn replace(&self, next: Child) {
+        let mut former = self.child.replace(next);
+        let _ = former.kill();
+        let _ = former.wait();
+    }
+
+    /// Writes the file again with other words.
+    pub(crate) fn rewrite(&self, words: &str, by: &str) {
+        let path = self.folder.join("hotwarm.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(words));
+        fs::write(path, text.replace(words, by)).unwrap();
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.borrow().id()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.borrow().id().to_string();
         let sent = Command::new("kill").args(["-s", name, &pid]).status();
