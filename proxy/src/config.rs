@@ -267,19 +267,31 @@ pub struct Syncd {
     pub peer: Peer,
 }
 
+/// What a node is asked to find out whether it is healthy.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// A resource.
+    Get {
+        /// Its path.
+        path: String,
+        /// Which statuses pass.
+        statuses: Statuses,
+    },
+    /// `grpc.health.v1.Health/Check` of this service of its own; empty for the node as a whole.
+    Grpc(String),
+}
+
 /// How nodes are probed.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// The path asked for.
-    pub path: String,
+    /// What they are asked.
+    pub question: Question,
     /// From one probe to the next.
     pub interval: Duration,
     /// How long an answer may take.
     pub timeout: Duration,
     /// How many results in a row overturn a verdict.
     pub patience: Patience,
-    /// Which statuses pass.
-    pub statuses: Statuses,
     /// By which share of itself the interval varies, 0 to 1.
     pub jitter: f64,
     /// How long connections must be refused for the application to count as crashed.

@@ -224,12 +224,13 @@ pub(super) struct NodeTls {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Health {
-    pub(super) path: String,
+    pub(super) path: Option<String>,
+    pub(super) grpc: Option<String>,
     pub(super) interval: Span,
     pub(super) timeout: Span,
     pub(super) rise: u32,
     pub(super) fall: u32,
-    pub(super) status: String,
+    pub(super) status: Option<String>,
     pub(super) jitter: f64,
     pub(super) crash_after: Span,
 }
@@ -237,12 +238,13 @@ pub(super) struct Health {
 impl Default for Health {
     fn default() -> Self {
         Self {
-            path: default::HEALTH_PATH.to_owned(),
+            path: None,
+            grpc: None,
             interval: default::HEALTH_INTERVAL,
             timeout: default::HEALTH_TIMEOUT,
             rise: default::RISE,
             fall: default::FALL,
-            status: default::HEALTH_STATUS.to_owned(),
+            status: None,
             jitter: default::JITTER,
             crash_after: default::CRASH_AFTER,
         }

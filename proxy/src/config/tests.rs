@@ -690,6 +690,26 @@ fn impossible_combinations_are_refused_with_the_reason() {
             "\"healthz\" is not a path",
         ),
         (
+            "path = \"/healthz\"",
+            "grpc = \"\"",
+            "health.status: is of no use together with health.grpc",
+        ),
+        (
+            "path = \"/healthz\"",
+            "path = \"/healthz\"\ngrpc = \"\"",
+            "health.path: is of no use together with health.grpc",
+        ),
+        (
+            "path = \"/healthz\"",
+            "grpc = \"shop v1\"",
+            "\"shop v1\" is not the name of a gRPC service",
+        ),
+        (
+            "path = \"/healthz\"",
+            "grpc = \"shop.v1.Orders\"",
+            "health.grpc: asks in HTTP/2, which node \"b\" is not spoken to in",
+        ),
+        (
             "bind           = \"0.0.0.0:8080\"",
             "bind = \":8080\"",
             "\":8080\" is not ADDRESS:PORT",
@@ -832,4 +852,27 @@ fn who_may_speak_the_proxy_protocol_is_said_with_it() {
     );
     let notes = folder.load(&public).unwrap().notes;
     assert!(notes[0].contains("proxy_protocol_from"), "{notes:?}");
+}
+
+#[test]
+fn health_is_asked_for_in_http_unless_grpc_is_wanted() {
+    let folder = Folder::new("question");
+    let question = |text: &str| {
+        folder.load(text).unwrap().services[0]
+            .health
+            .question
+            .clone()
+    };
+    let Question::Get { path, statuses } = question(MINIMAL) else {
+        panic!("not in HTTP")
+    };
+    assert_eq!(path, "/healthz");
+    assert!(statuses.contain(399) && !statuses.contain(400));
+    let spoken =
+        MINIMAL.replace("http://", "h2c://") + "[service.health]\ngrpc = \"shop.v1.Orders\"\n";
+    let asked = question(&spoken);
+    assert!(
+        matches!(&asked, Question::Grpc(name) if name == "shop.v1.Orders"),
+        "{asked:?}"
+    );
 }

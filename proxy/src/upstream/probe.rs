@@ -1,11 +1,16 @@
 //! The prober of one node: asks for its health at an interval, and, when somebody is alarmed, at once, and knocks at its port
 //! in quick succession. What it sees goes to the control plane, which judges.
 
+mod grpc;
+
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use h2::client::Connection;
+use http::{HeaderValue, Method, Version};
 use shared::rng::{Rng, jitter};
 use shared::{clock, drain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,10 +20,11 @@ use tokio::time::timeout;
 use super::client::parse::{self, Asked, Found};
 use super::link::{self, DialError, Link, dial};
 use super::session;
-use crate::config::{Endpoint, Health};
+use crate::config::{Endpoint, Health, Question};
 use crate::exchange::Cause;
 use crate::exchange::decode::{Decoder, Malformed, Piece};
 use crate::logic::NodeId;
+use crate::logic::health::Statuses;
 
 /// From one knock to the next while alarmed.
 const KNOCK_EVERY: Duration = Duration::from_millis(25);
@@ -108,9 +114,14 @@ async fn beat(
         let mut rest = None;
         let kind = match timeout(within, ask(target)).await {
             Ok(Ok(answer)) => {
-                let kind = target.judge(answer.status);
                 rest = answer.rest;
-                kind
+                match answer.verdict {
+                    Ok(()) => Seen::Passed,
+                    Err(why) => Seen::Failed {
+                        why,
+                        how: How::Wrong,
+                    },
+                }
             }
             Ok(Err(failure)) => failure.seen(),
             Err(_) => Seen::Failed {
@@ -220,7 +231,8 @@ impl fmt::Display for Failure {
 
 /// An answer whose head has come.
 struct Answer {
-    status: u16,
+    /// Whether it passes, or why not.
+    verdict: Result<(), String>,
     rest: Option<Rest>,
 }
 
@@ -253,26 +265,42 @@ impl Target {
         dial(&self.endpoint, &mut None).await
     }
 
-    fn judge(&self, status: u16) -> Seen {
-        if self.health.statuses.contain(status) {
-            return Seen::Passed;
-        }
-        Seen::Failed {
-            why: format!("answered {status}"),
-            how: How::Wrong,
-        }
+    /// A request of HTTP/2 for `path`.
+    fn request(&self, path: &str) -> http::request::Builder {
+        let scheme = match &self.endpoint {
+            Endpoint::Tls(..) => "https",
+            Endpoint::Tcp(_) | Endpoint::H2c(_) | Endpoint::Unix(_) => "http",
+        };
+        let uri = format!("{scheme}://{}{path}", self.endpoint.authority());
+        http::Request::builder().uri(uri).version(Version::HTTP_2)
     }
+}
+
+fn judge(statuses: &Statuses, status: u16) -> Result<(), String> {
+    if statuses.contain(status) {
+        return Ok(());
+    }
+    Err(format!("answered {status}"))
 }
 
 /// Asks once.
 async fn ask(target: &Target) -> Result<Answer, Failure> {
     let mut link = target.dial().await.map_err(Failure::Dial)?;
-    if link.is_http2(&target.endpoint) {
-        return ask_in_http2(target, link).await;
-    }
+    let is_http2 = link.is_http2(&target.endpoint);
+    let (path, statuses) = match &target.health.question {
+        Question::Grpc(service) if is_http2 => return ask_in_grpc(target, link, service).await,
+        Question::Grpc(_) => {
+            let why = "it chose HTTP/1.1, and gRPC needs HTTP/2".to_owned();
+            return Err(Failure::Broken(why));
+        }
+        Question::Get { path, statuses } if is_http2 => {
+            return ask_in_http2(target, link, path, statuses).await;
+        }
+        Question::Get { path, statuses } => (path, statuses),
+    };
     let request = format!(
         "GET {} HTTP/1.1\r\nhost: {}\r\nuser-agent: hotwarm\r\naccept: */*\r\nconnection: close\r\n\r\n",
-        target.health.path,
+        path,
         target.endpoint.authority()
     );
     let sent = link.write_all(request.as_bytes()).await;
@@ -288,7 +316,7 @@ async fn ask(target: &Target) -> Result<Answer, Failure> {
             match found {
                 Found::Final(head) => {
                     return Ok(Answer {
-                        status: head.status.as_u16(),
+                        verdict: judge(statuses, head.status.as_u16()),
                         rest: Some(Rest {
                             decoder: Decoder::new(head.framing),
                             bytes,
@@ -302,34 +330,103 @@ async fn ask(target: &Target) -> Result<Answer, Failure> {
     }
 }
 
-async fn ask_in_http2(target: &Target, link: Link) -> Result<Answer, Failure> {
-    let scheme = match &target.endpoint {
-        Endpoint::Tls(..) => "https",
-        Endpoint::Tcp(_) | Endpoint::H2c(_) | Endpoint::Unix(_) => "http",
-    };
-    let request = http::Request::builder()
-        .uri(format!(
-            "{scheme}://{}{}",
-            target.endpoint.authority(),
-            target.health.path
-        ))
-        .version(http::Version::HTTP_2)
+async fn ask_in_http2(
+    target: &Target,
+    link: Link,
+    path: &str,
+    statuses: &Statuses,
+) -> Result<Answer, Failure> {
+    let request = target
+        .request(path)
         .header(http::header::USER_AGENT, "hotwarm")
         .header(http::header::ACCEPT, "*/*")
         .body(());
     let request = request.map_err(|_| Failure::Malformed(Malformed("the path is not valid")))?;
     let shaken = session::handshake(link).await;
-    let (mut send, mut connection) = shaken.map_err(Failure::Http2)?;
-    let broken = |error: h2::Error| Failure::Broken(error.to_string());
-    let (mut response, _) = send.send_request(request, true).map_err(broken)?;
-    let answered = tokio::select! {
-        biased;
-        answered = &mut response => answered,
-        // What came before its end is there now.
-        _ = &mut connection => response.await,
+    let (mut send, connection) = shaken.map_err(Failure::Http2)?;
+    let asked = async {
+        let (response, _) = send.send_request(request, true)?;
+        Ok(response.await?.status().as_u16())
     };
+    let status = driven(asked, connection).await.map_err(broken)?;
     Ok(Answer {
-        status: answered.map_err(broken)?.status().as_u16(),
+        verdict: judge(statuses, status),
         rest: None,
     })
+}
+
+/// `Health/Check` of gRPC, to the end of its trailers.
+async fn ask_in_grpc(target: &Target, link: Link, service: &str) -> Result<Answer, Failure> {
+    let request = target
+        .request(grpc::PATH)
+        .method(Method::POST)
+        .header(http::header::CONTENT_TYPE, grpc::CONTENT_TYPE)
+        .header(http::header::TE, "trailers")
+        .header(http::header::USER_AGENT, "hotwarm")
+        // Whoever is late is told not to bother.
+        .header(
+            "grpc-timeout",
+            format!(
+                "{}m",
+                target.health.timeout.as_millis().clamp(1, 99_999_999)
+            ),
+        )
+        .body(());
+    let request = request.map_err(|_| Failure::Malformed(Malformed("the address is not valid")))?;
+    let shaken = session::handshake(link).await;
+    let (mut send, connection) = shaken.map_err(Failure::Http2)?;
+    let asked = async {
+        let (response, mut stream) = send.send_request(request, false)?;
+        stream.send_data(grpc::question(service), true)?;
+        let (head, mut answer) = response.await?.into_parts();
+        let mut body = Vec::new();
+        while let Some(data) = answer.data().await {
+            let data = data?;
+            answer.flow_control().release_capacity(data.len())?;
+            body.extend_from_slice(&data);
+            if body.len() > grpc::ANSWER_MOST {
+                return Ok(Err(format!(
+                    "answered with more than {} bytes",
+                    grpc::ANSWER_MOST
+                )));
+            }
+        }
+        let trailers = answer.trailers().await?;
+        let said = |name: &str| {
+            let last = trailers.as_ref().unwrap_or(&head.headers);
+            last.get(name).map(HeaderValue::as_bytes)
+        };
+        let kind = head.headers.get(http::header::CONTENT_TYPE);
+        Ok(grpc::judge(&grpc::Reply {
+            http: head.status.as_u16(),
+            kind: kind.map_or(b"", HeaderValue::as_bytes),
+            status: said("grpc-status"),
+            message: said("grpc-message").unwrap_or_default(),
+            body: &body,
+        }))
+    };
+    let verdict = driven(asked, connection).await.map_err(broken)?;
+    Ok(Answer {
+        verdict,
+        rest: None,
+    })
+}
+
+fn broken(error: h2::Error) -> Failure {
+    Failure::Broken(error.to_string())
+}
+
+/// What comes of `asked` on a connection of its own.
+async fn driven<T>(
+    asked: impl Future<Output = Result<T, h2::Error>>,
+    connection: Connection<Link, Bytes>,
+) -> Result<T, h2::Error> {
+    let (mut asked, mut connection) = (pin!(asked), pin!(connection));
+    tokio::select! {
+        biased;
+        answered = &mut asked => return answered,
+        _ = &mut connection => (),
+    }
+    // What came before its end is there now.
+    asked.await
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proxy::config::{Address, Endpoint, Health};
+use proxy::config::{Address, Endpoint, Health, Question};
 use proxy::logic::NodeId;
 use proxy::logic::health::{Patience, Statuses};
 use proxy::upstream::probe::{How, Observation, Seen, Target, run};
@@ -29,15 +29,22 @@ impl Prober {
     }
 
     pub(crate) fn at(endpoint: Endpoint, interval: Duration) -> Self {
+        let question = Question::Get {
+            path: "/healthz".to_owned(),
+            statuses: Statuses::parse("200-399").unwrap(),
+        };
+        Self::asking(endpoint, interval, question)
+    }
+
+    pub(crate) fn asking(endpoint: Endpoint, interval: Duration, question: Question) -> Self {
         let target = Target {
             node: NodeId(3),
             endpoint,
             health: Health {
-                path: "/healthz".to_owned(),
+                question,
                 interval,
                 timeout: Duration::from_secs(1),
                 patience: Patience { rise: 2, fall: 3 },
-                statuses: Statuses::parse("200-399").unwrap(),
                 jitter: 0.1,
                 crash_after: Duration::from_millis(250),
             },

@@ -1,6 +1,7 @@
 //! One service at a time, and what services may not have in common.
 
 mod balance;
+mod question;
 mod trust;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::config::file::{self, Fencing, Reads};
 use crate::config::{Durability, Failover, Health, Hold, Node, Retry, Service, Syncd, Timeouts};
 use crate::logic::NodeId;
 use crate::logic::breaker::BreakerLimits;
-use crate::logic::health::{Patience, Statuses};
+use crate::logic::health::Patience;
 use crate::logic::network::Network;
 use crate::logic::route::HostPattern;
 
@@ -133,7 +134,7 @@ impl One<'_> {
             hosts: self.hosts(&service.hosts),
             trusted: self.trusted(&service.trusted_proxies),
             upgrades: self.upgrades(&service.upgrades),
-            health: self.health(&service.health),
+            health: self.health(service),
             breaker: self.breaker(&service.breaker),
             retry: self.retry(&service.retry),
             timeouts: self.timeouts(&service.timeouts, &service.hold),
@@ -343,30 +344,12 @@ impl One<'_> {
         }
     }
 
-    fn health(&mut self, health: &file::Health) -> Health {
-        let path = &health.path;
-        let path_ok =
-            path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-        if !path_ok {
-            self.note(
-                "health.path",
-                format!("\"{path}\" is not a path: it begins with '/' and is plain ASCII"),
-            );
-        }
+    fn health(&mut self, service: &file::Service) -> Health {
+        let health = &service.health;
         if health.interval.0.as_millis() < u128::from(INTERVAL_LEAST_MS) {
             self.note(
                 "health.interval",
                 format!("must be at least {INTERVAL_LEAST_MS}ms"),
-            );
-        }
-        let statuses = Statuses::parse(&health.status);
-        if statuses.is_none() {
-            self.note(
-                "health.status",
-                format!(
-                    "\"{}\" is not a list of statuses: \"200-399\" or \"200-299,404\"",
-                    health.status
-                ),
             );
         }
         let (rise, fall, jitter) = (
@@ -375,14 +358,13 @@ impl One<'_> {
             self.key("health.jitter"),
         );
         Health {
-            path: path.clone(),
+            question: self.question(service),
             interval: health.interval.0,
             timeout: self.span("health.timeout", health.timeout),
             patience: Patience {
                 rise: self.check.at_least_one(&rise, health.rise),
                 fall: self.check.at_least_one(&fall, health.fall),
             },
-            statuses: statuses.unwrap_or_default(),
             jitter: self.check.share(&jitter, health.jitter),
             crash_after: self.span("health.crash_after", health.crash_after),
         }
