@@ -45,6 +45,8 @@ struct Idle {
     /// Since which tick something is awaited, and until when.
     waiting: Option<(u32, Deadline)>,
     rate: Rate,
+    /// The response has begun: the client may be waiting for the rest of it.
+    is_answered: bool,
 }
 
 impl Replay {
@@ -72,6 +74,7 @@ impl Replay {
                 most: trail.peer.body_idle,
                 waiting: None,
                 rate: Rate::new(trail.peer.least_rate, trail.peer.body_idle),
+                is_answered: false,
             },
             trail: Rc::clone(trail),
         }))
@@ -99,6 +102,13 @@ impl Replay {
     #[must_use]
     pub const fn moved(&self) -> u64 {
         self.moved
+    }
+
+    /// Notes that the response has begun before the request has ended: the two are a dialogue from now on, in which the client
+    /// may have nothing to say for long, and only both together may not.
+    pub fn set_answered(&mut self) {
+        self.idle.is_answered = true;
+        self.idle.waiting = None;
     }
 
     fn poll_from(
@@ -154,6 +164,9 @@ impl Replay {
         } else {
             self.kept = Vec::new();
         }
+        if self.idle.is_answered {
+            return false;
+        }
         let too_few = self.idle.rate.handle_bytes(data.len() as u64);
         too_few && !self.ended
     }
@@ -164,7 +177,11 @@ impl Replay {
             most,
             waiting,
             rate: _,
+            is_answered,
         } = &mut self.idle;
+        if *is_answered {
+            return Poll::Pending;
+        }
         let (_, deadline) =
             waiting.get_or_insert_with(|| (deadlines.ticks(), deadlines.after(*most)));
         if deadline.has_passed(context) {
@@ -338,6 +355,24 @@ mod tests {
         }
         let slow = "the request's body is too slow".to_owned();
         assert_eq!(poll(&mut upload), Poll::Ready(Some(Err(slow))));
+    }
+
+    #[test]
+    fn a_client_that_has_an_answer_may_pause_and_drip() {
+        for source in [
+            Body::Stream(Box::pin(Drip(false))),
+            Body::Stream(Box::pin(Script([&b"ab"[..]].into()))),
+        ] {
+            let deadlines = Deadlines::default();
+            let replay = Replay::new(source, 4, &deadlines, &Rc::new(Trail::for_test()));
+            let mut upload = Upload::new(Rc::clone(&replay));
+            while poll(&mut upload).is_ready() {}
+            replay.borrow_mut().set_answered();
+            for _ in 0..100 {
+                (0..302).for_each(|_| deadlines.tick());
+                assert!(!matches!(poll(&mut upload), Poll::Ready(Some(Err(_)))));
+            }
+        }
     }
 
     #[test]

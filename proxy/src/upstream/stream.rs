@@ -144,6 +144,9 @@ impl Streaming {
         let bodiless = head.bodiless || receive.is_end_stream();
         // A node that answers while it still reads may want the rest; one that answers with an error does not.
         let upload = self.upload.filter(|_| parts.status.is_success());
+        if let Some(outflow) = &upload {
+            outflow.set_answered();
+        }
         let body = if bodiless && upload.is_none() {
             Body::Empty
         } else {
@@ -154,6 +157,7 @@ impl Streaming {
                 stage: Stage::Data,
                 waiting: None,
                 moved: false,
+                came: 0,
                 place: self.place,
             }))
         };
@@ -183,6 +187,19 @@ enum SendError {
 }
 
 impl Outflow {
+    /// The client is not hurried any more.
+    fn set_answered(&self) {
+        if let Some(replay) = self.upload.replay() {
+            replay.borrow_mut().set_answered();
+        }
+    }
+
+    /// How much of the body has come, in bytes.
+    fn came(&self) -> u64 {
+        let replay = self.upload.replay();
+        replay.map_or(0, |replay| replay.borrow().moved())
+    }
+
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         let stopped = |_| SendError::Stopped;
         loop {
@@ -221,6 +238,8 @@ struct Download {
     stage: Stage,
     waiting: Option<Deadline>,
     moved: bool,
+    /// How much of the request had come when it was last looked at, in bytes.
+    came: u64,
     place: Place,
 }
 
@@ -292,10 +311,20 @@ impl HttpBody for Download {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = self.get_mut();
-        if let Some(outflow) = &mut this.upload
-            && outflow.poll_send(context).is_ready()
-        {
-            this.upload = None;
+        if let Some(outflow) = &mut this.upload {
+            let sent = outflow.poll_send(context);
+            // A node that listens is not silent.
+            this.moved |= std::mem::replace(&mut this.came, outflow.came()) != outflow.came();
+            match sent {
+                Poll::Pending => (),
+                Poll::Ready(Ok(()) | Err(SendError::Stopped)) => this.upload = None,
+                // The node would wait for the rest.
+                Poll::Ready(Err(SendError::Client(fault))) => {
+                    this.upload = None;
+                    this.stage = Stage::Over;
+                    return Poll::Ready(Some(Err(fault)));
+                }
+            }
         }
         match this.poll_piece(context) {
             Poll::Pending => this.poll_patience(context),
