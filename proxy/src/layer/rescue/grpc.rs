@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use http::StatusCode;
 
-use crate::exchange::{Fault, Reach, Unconfirmed};
+use crate::exchange::{Cause, Fault, Reach, Unconfirmed};
 
 /// The status code of gRPC. `UNAVAILABLE` invites clients to send a call again without asking anybody, so it is only said
 /// of calls that were certainly not carried out.
@@ -23,7 +23,9 @@ pub fn code(fault: &Fault, status: StatusCode) -> &'static str {
         Fault::Unavailable(_) => UNAVAILABLE,
         Fault::Upstream(failure) => match failure.reach {
             Reach::Connect | Reach::Unsent | Reach::Declined => UNAVAILABLE,
-            Reach::Sent | Reach::Head | Reach::Body if status == StatusCode::GATEWAY_TIMEOUT => {
+            Reach::Sent | Reach::Head | Reach::Body
+                if matches!(failure.cause, Cause::ResponseTimeout | Cause::IdleTimeout) =>
+            {
                 DEADLINE_EXCEEDED
             }
             Reach::Sent | Reach::Head | Reach::Body => UNKNOWN,
@@ -58,7 +60,7 @@ pub fn message(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::{Cause, UpstreamFault};
+    use crate::exchange::UpstreamFault;
     use crate::logic::NodeId;
 
     #[test]
@@ -80,7 +82,19 @@ mod tests {
         ] {
             assert_eq!(code(&fault(reach), status), wanted, "{reach:?}");
         }
-        assert_eq!(code(&fault(Reach::Sent), StatusCode::GATEWAY_TIMEOUT), "4");
+        for (cause, wanted) in [
+            (Cause::ResponseTimeout, "4"),
+            (Cause::IdleTimeout, "4"),
+            // No time had run out: the node lost its role.
+            (Cause::Abandoned, "2"),
+        ] {
+            let fault = Fault::Upstream(UpstreamFault {
+                node: NodeId(0),
+                reach: Reach::Sent,
+                cause,
+            });
+            assert_eq!(code(&fault, StatusCode::GATEWAY_TIMEOUT), wanted);
+        }
         let outdated = Fault::Unconfirmed(Unconfirmed::Outdated);
         assert_eq!(code(&outdated, StatusCode::GATEWAY_TIMEOUT), "2");
     }
