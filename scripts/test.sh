@@ -13,7 +13,7 @@ started=$(date +%s)
 step "tools"
 PATH="$(scripts/tools.sh):$PATH"
 export PATH
-scripts/python.sh examples/orders/requirements.txt
+scripts/python.sh examples/orders/requirements.txt proxy/tests/grpc/requirements.txt
 
 step "format"
 cargo fmt --all --check

@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod front;
+pub(crate) mod grpc;
 pub(crate) mod gunicorn;
 pub(crate) mod http2;
 pub(crate) mod http2_node;

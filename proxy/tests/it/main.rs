@@ -7,6 +7,7 @@
 
 mod balancing;
 mod breaking;
+mod calling;
 mod certificates;
 mod crew;
 mod draining;
