@@ -70,7 +70,7 @@ pub async fn run(settings: Settings, switch: Switch, takeover: bool) -> Result<(
         let (former, given) = Predecessor::ask(&settings.state_dir)?;
         (Some(Arc::new(former)), given)
     } else {
-        (None, Vec::new())
+        (None, supervisor::sockets()?)
     };
     let registry = Registry::new();
     let metrics = Metrics::register(&registry);
@@ -82,6 +82,11 @@ pub async fn run(settings: Settings, switch: Switch, takeover: bool) -> Result<(
     };
     let ready = worker::bind(&settings, &metrics, &mut given).map_err(|error| error.to_string())?;
     let admin = open_door(&settings, &mut given).await?;
+    if former.is_none() {
+        for unwanted in given.iter().filter_map(|socket| socket.local_addr().ok()) {
+            tracing::warn!(address = %unwanted, "a socket was given that no listener binds; it is not accepted from");
+        }
+    }
     drop(given);
     let log = start_log(&settings, &metrics)?;
     if let Some(former) = &former {

@@ -256,6 +256,28 @@ fn a_former_process_sends_nothing_to_a_node_that_has_lost_its_role() {
     assert!(!came(&first) && !came(&second));
 }
 
+#[test]
+fn sockets_that_the_system_listens_on_keep_their_queues_over_a_restart() {
+    let node = Node::ok();
+    let program = Program::start(&service("shop", node.address));
+    program.signal("TERM");
+    program.until("it has ended", || program.has_ended());
+    let socket = TcpListener::bind(program.listener).unwrap();
+    // Nobody accepts yet, and nobody is refused.
+    let mut early = program.client();
+    early.send(GET);
+    for _ in 0..2 {
+        program.replace(program.activated(&socket));
+        assert_eq!(early.answer().text(), "ok");
+        program.until("it is ready", || program.is_ready());
+        assert_eq!(program.client().ask(GET).text(), "ok");
+        program.signal("TERM");
+        program.until("it has ended", || program.has_ended());
+        early = program.client();
+        early.send(GET);
+    }
+}
+
 /// Reads lines up to this one.
 fn hear(stream: &mut UnixStream, line: &str) {
     stream

@@ -47,7 +47,7 @@ impl Program {
         program
     }
 
-    fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         std::net::TcpStream::connect(self.admin).is_ok() && self.get("/readyz").status == 200
     }
 
@@ -120,6 +120,26 @@ impl Program {
     /// Another process that tries to take over. Whoever asks for it must wait for it.
     pub(crate) fn successor(&self) -> Child {
         spawn(&self.folder, &["--takeover"], Stdio::null())
+    }
+
+    /// Another process, which is given this socket as systemd gives them.
+    pub(crate) fn activated(&self, socket: &std::net::TcpListener) -> Child {
+        let socket = std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+        let log = File::options()
+            .append(true)
+            .open(self.folder.join("log"))
+            .unwrap();
+        // The shell has the number of the program that it becomes.
+        let words =
+            "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run --config \"$1\"";
+        Command::new("sh")
+            .args(["-c", words, env!("CARGO_BIN_EXE_hotwarm")])
+            .arg(self.folder.join("hotwarm.toml"))
+            .stdin(socket)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap()
     }
 
     /// From now on this one is the program.
