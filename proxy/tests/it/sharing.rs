@@ -243,9 +243,8 @@ fn any_other_loss_leaves_a_write_unknown_and_a_read_is_made_again() {
 
 #[test]
 fn a_node_that_speaks_something_else_was_sent_no_request() {
-    let node = Node::start(|_| {
-        crate::harness::Act::Last(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec())
-    });
+    // One that closes as well may do so before it was heard.
+    let node = Node::ok();
     let url = format!("h2c://{}", node.address);
     let proxy = Setup::urls([&*url])
         .with("[service.hold]\nmax_wait = \"1100ms\"")
