@@ -118,7 +118,10 @@ impl Proper {
         let runtime = builder.worker_threads(1).enable_all().build().unwrap();
         let send = runtime.block_on(async {
             let stream = connecting.await.unwrap();
-            let (send, connection) = h2::client::handshake(stream).await.unwrap();
+            // As browsers do: until the settings say how many streams there may be, a hundred (RFC 9113 §6.5.2).
+            let mut builder = h2::client::Builder::new();
+            builder.initial_max_send_streams(100);
+            let (send, connection) = builder.handshake(stream).await.unwrap();
             tokio::spawn(connection);
             send
         });
