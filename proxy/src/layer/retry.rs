@@ -447,7 +447,8 @@ impl Rules {
         let sent = class == Class::MaybeProcessed;
         journey.tried(now, class.as_str(), failure.cause.word(), sent);
         journey.all_tries += 1;
-        journey.tries += u32::from(class == Class::MaybeProcessed);
+        // One that ended because its node lost its role says nothing about the request: it is not among its attempts.
+        journey.tries += u32::from(sent && failure.cause != Cause::Abandoned);
         self.tell(&failure);
         if failure.blames_node() {
             self.settle(failure.node, now, None);

@@ -229,6 +229,21 @@ fn requests_at_a_hung_node_are_given_up_as_soon_as_it_loses_its_role() {
     assert!(b.rest().iter().all(|seen| seen.method() == "GET"));
 }
 
+#[test]
+fn an_attempt_that_ended_with_its_node_s_role_does_not_count_against_the_request() {
+    let a = Node::acts([Act::status(503, "busy"), Act::Never]);
+    let b = Node::start(|_| Act::ok("from b"));
+    let proxy = Setup::new(&[&a, &b])
+        .with("[service.retry]\nstatuses = [503]")
+        .start();
+    let (mut get, _) = hang_up(&a, &proxy, GET);
+    a.seen();
+    proxy.steering.publish(closed(1, "in trouble"));
+    proxy.steering.abandon_below(Epoch(2));
+    proxy.steering.publish(taken_over(None));
+    assert_eq!(get.answer().text(), "from b");
+}
+
 /// A pair with syncds that nobody asks anything, because nothing is gated.
 fn replicated(a: &Node, b: &Node) -> (Proxy, [Node; 2]) {
     let syncds = [Node::ok(), Node::ok()];
